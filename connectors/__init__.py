@@ -1,0 +1,1 @@
+"""Everything between encoder features and the LLM."""

@@ -1,0 +1,78 @@
+"""Connectors that map each token by itself."""
+
+from typing import Literal
+
+from torch import nn
+
+from vlm.connector import Connector
+from vlm.features import Features, Shape
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+ACTIVATIONS = {
+    "gelu": lambda: nn.GELU(),
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "silu": lambda: nn.SiLU(),
+    "relu": lambda: nn.ReLU(),
+}
+
+
+class LinearConnector(Connector):
+    """One linear map per token (LLaVA, arXiv 2304.08485)."""
+
+    def __init__(self, in_width: int, out_width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.out_width = out_width
+        self.projection = nn.Linear(in_width, out_width, bias=bias)
+
+    def forward(self, features: Features) -> Features:
+        """[N, T, in_width] -> [N, T, out_width]; grid and mask stay."""
+        return features.with_tokens(self.projection(features.tokens), extra=None)
+
+    def shape(self, shape: Shape) -> Shape:
+        return Shape(shape.tokens, self.out_width, shape.grid)
+
+
+class Mlp(Connector):
+    """`depth` linear maps with an activation between them (LLaVA-1.5, arXiv 2310.03744, with depth 2).
+
+    Args:
+        depth: number of linear maps.
+        hidden: width between them; the output's width if absent.
+        activation: between the maps; `gelu` is the exact one.
+        bias: whether the maps have one.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        *,
+        depth: int = 2,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_positive(depth=depth, hidden=hidden or out_width)
+        self.out_width = out_width
+        widths = [in_width, *[hidden or out_width] * (depth - 1), out_width]
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False))
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, features: Features) -> Features:
+        """[N, T, in_width] -> [N, T, out_width]; grid and mask stay."""
+        tokens = self.layers[0](features.tokens)
+        for layer in self.layers[1:]:
+            tokens = layer(self.activation(tokens))
+        return features.with_tokens(tokens, extra=None)
+
+    def shape(self, shape: Shape) -> Shape:
+        return Shape(shape.tokens, self.out_width, shape.grid)
+
+
+def _check_positive(**numbers: int) -> None:
+    from vlm.errors import ConfigError, Problem
+
+    wrong = [Problem(name, f"`{number}`; allowed: 1 or more") for name, number in numbers.items() if number < 1]
+    if wrong:
+        raise ConfigError(wrong)

@@ -1,0 +1,1 @@
+"""Data, stages, the Lightning module."""

@@ -1,0 +1,120 @@
+"""One stage as a Lightning module."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from vlm.model import VLM
+from vlm.parts import learning_rates, set_modes, set_trainable
+from vlm.recipe import StageSpec
+from vlm.sample import Batch
+
+from .objectives import Objective
+from .schedule import schedule
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message shows the samples it stopped at."""
+
+
+class StageModule(pl.LightningModule):
+    """Trains what a stage names and freezes everything else: `requires_grad` off and eval mode.
+
+    The loss is a mean over the terms (supervised tokens) of the global batch, however it was cut into micro-batches
+    and devices: gradients of sums are accumulated and divided by the global count just before the optimiser's step.
+
+    Args:
+        model: the VLM, handed on from stage to stage.
+        objective: what is minimised.
+        stage: the stage.
+        accumulate: micro-batches per optimiser step.
+    """
+
+    def __init__(self, model: VLM, objective: Objective, *, stage: StageSpec, accumulate: int) -> None:
+        super().__init__()
+        self.vlm = model
+        self.objective = objective
+        self.stage = stage
+        self.accumulate = accumulate
+        named = [(_recipe_name(name), parameter) for name, parameter in self.named_parameters()]
+        self.rates = learning_rates([name for name, _ in named], stage.train)
+        set_trainable(model, self.rates)
+        set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in self.rates.items()})
+        self._count = 0
+        self._sum = torch.zeros(())
+        self._rng: dict[str, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> "StageModule":
+        """Lightning calls this as it likes; frozen modules stay in eval mode all the same."""
+        super().train(mode)
+        if mode:
+            set_modes(self.vlm)
+            set_modes(self.objective)
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.objective(self.vlm, batch)
+        if not loss.count:
+            raise TrainingError(f"no supervised token in this batch, so there is nothing to learn: {self._show(batch)}")
+        self._count += loss.count
+        self._sum = self._sum.to(loss.total.device) + loss.total.detach()
+        # Lightning divides by the accumulated batches and DDP by the devices; the true divisor comes later.
+        return loss.total * (self.accumulate * self.trainer.world_size)  # type: ignore[no-any-return]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sum of gradients -> gradient of the mean; Lightning clips after this."""
+        sums = torch.stack([self._sum, torch.tensor(float(self._count), device=self._sum.device)])
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_div_(gradients, count)
+        self.log_dict(self._figures(total / count, optimizer), rank_zero_only=True)
+        self._count, self._sum = 0, torch.zeros(())
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self, self.rates, self.stage.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=self.stage.betas)
+        steps = schedule(self.stage.schedule, self.stage.steps, warmup=self.stage.warmup, final=self.stage.final_lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._rng = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"].cpu())
+            if "cuda" in self._rng and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self._rng["cuda"].cpu())
+
+    def _figures(self, loss: float, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        rates = {group["lr"] for group in optimizer.param_groups}
+        return {"loss": loss, "lr": max(rates)}
+
+    def _show(self, batch: Batch) -> str:
+        """The first sample of a batch as the model sees it: its name and text, an image mark for each image."""
+        name = batch.ids[0] if batch.ids else ""
+        real = (batch.attention_mask[0] == 1) & (batch.owner[0] < 0)
+        text = self.vlm.tokenizer.decode(batch.input_ids[0][real].tolist())
+        return f"samples {', '.join(batch.ids[:5])}; the first ({name}) reads {text!r}"
+
+
+def parameter_groups(module: nn.Module, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and decay; vectors (biases, norms, gates) do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        rate = rates.get(_recipe_name(name))
+        if rate is not None:
+            groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def _recipe_name(name: str) -> str:
+    """`vlm.llm.x` of this module is `llm.x` in a recipe; the objective's parameters keep their prefix."""
+    return name.removeprefix("vlm.")

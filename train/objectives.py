@@ -1,0 +1,140 @@
+"""What a stage minimises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlm.attention import MultiHead, default_heads
+from vlm.errors import ConfigError, Problem
+from vlm.model import VLM
+from vlm.sample import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum and the number of terms in it: means are taken over the global batch, not over its pieces."""
+
+    total: Tensor
+    """Sum of the loss over its terms."""
+    count: int
+    """Number of terms, e.g. supervised tokens."""
+
+
+class Objective(nn.Module, ABC):
+    """What a stage minimises. Positional `__init__` parameters are given by the kit: `widths`, one an encoder.
+
+    Parameters of its own train under the key `objective` and are thrown away after the stage.
+    """
+
+    @abstractmethod
+    def forward(self, model: VLM, batch: Batch) -> Loss: ...
+
+
+class LanguageModelling(Objective):
+    """Cross-entropy of the assistant's tokens (the default).
+
+    Args:
+        label_smoothing: share of the target spread over the vocabulary.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: VLM, batch: Batch) -> Loss:
+        """Position t predicts t + 1; logits are computed for positions with a label only."""
+        if batch.labels is None:
+            raise RuntimeError("language modelling needs labels; the batch has none")
+        targets = batch.labels[:, 1:]
+        columns = (targets != -100).any(0).nonzero()[:, 0]  # positions at which any sample is supervised
+        logits = model(batch, use_cache=False, logits_to_keep=columns).logits
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            targets[:, columns].flatten(),
+            ignore_index=-100,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return Loss(total, batch.supervised)
+
+
+class ReadSlots(Objective):
+    """Encoder warm-up: learned queries over an encoder's tokens, one a slot, each classified by a linear head.
+
+    It trains an encoder from scratch on what a picture shows (the characters of a line, a colour) before a decoder
+    depends on it, as Pixtral and Llama 3.2 trained theirs first.
+
+    Args:
+        fields: name of a target -> [slots, classes]; samples carry class indices under that name, -100 for unknown.
+        encoder: number of the encoder that is warmed up.
+        label_smoothing: share of the target spread over the classes.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        fields: dict[str, tuple[int, int]],
+        encoder: int = 0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= encoder < len(widths):
+            raise ConfigError(Problem("encoder", f"`{encoder}`; allowed: 0 to {len(widths) - 1}"))
+        if not fields:
+            raise ConfigError(Problem("fields", "is empty; e.g. {digits: [5, 11]}"))
+        width = widths[encoder]
+        self.encoder = encoder
+        self.label_smoothing = label_smoothing
+        self.slots = {name: slots for name, (slots, _) in fields.items()}
+        self.queries = nn.Parameter(torch.randn(sum(self.slots.values()), width) * width**-0.5)
+        self.norm = nn.LayerNorm(width)
+        self.attention = MultiHead(width, heads=default_heads(width))
+        self.norm_out = nn.LayerNorm(width)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name, (_, classes) in fields.items()})
+
+    def forward(self, model: VLM, batch: Batch) -> Loss:
+        """Sum of the cross-entropies of all slots with a known target."""
+        logits = self.read(model, batch)
+        total = torch.zeros((), device=batch.input_ids.device)
+        count = 0
+        for name, found in logits.items():
+            targets = self._targets(batch, name)
+            smooth = self.label_smoothing
+            total = total + F.cross_entropy(
+                found.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum", label_smoothing=smooth
+            )
+            count += int((targets != -100).sum())
+        return Loss(total, count)
+
+    def read(self, model: VLM, batch: Batch) -> dict[str, Tensor]:
+        """Logits [N, slots, classes] by field."""
+        tokens = self.norm(model.encoders[self.encoder](batch.pixels[self.encoder]).tokens)
+        found = self.norm_out(self.attention(self.queries.expand(len(tokens), -1, -1), tokens))
+        pieces = found.split(list(self.slots.values()), dim=1)
+        return {name: self.heads[name](piece) for name, piece in zip(self.slots, pieces, strict=True)}
+
+    def _targets(self, batch: Batch, name: str) -> Tensor:
+        """
+        Raises:
+            ConfigError: the data carries no such target, or one of another length.
+        """
+        targets = batch.targets.get(name)
+        if targets is None:
+            have = sorted(batch.targets)
+            raise ConfigError(Problem(f"objective.fields.{name}", f"the data carries no such target; it has: {have}"))
+        if targets.shape[1] != self.slots[name]:
+            problem = f"{self.slots[name]} slots, but the data's target has {targets.shape[1]}"
+            raise ConfigError(Problem(f"objective.fields.{name}", problem))
+        return targets
+
+
+def facts(model: VLM) -> dict[str, Any]:
+    """What the kit gives an objective's constructor."""
+    encoders: Any = model.encoders
+    return {"widths": [encoder.width for encoder in encoders]}

@@ -1,0 +1,5 @@
+"""`python -m vlm`."""
+
+from vlm.cli import main
+
+main()

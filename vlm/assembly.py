@@ -1,0 +1,199 @@
+"""Recipe -> model. Everything is built once without weights first, so that mistakes are found before anything loads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from vlm import registry
+from vlm.connector import Chain, Connector, Merge
+from vlm.encoder import Encoder
+from vlm.errors import ConfigError, Problem, join
+from vlm.features import Shape
+from vlm.llm import build_llm, build_tokenizer, embedding, layer_count, width
+from vlm.model import VLM
+from vlm.parts import learning_rates
+from vlm.recipe import LlmSpec, ModelSpec, PartSpec, Recipe, inspect_recipe
+from vlm.routes import SequenceRoute
+from vlm.schema import check_options, given, options
+from vlm.views import Views
+from vlm.weights import config_fields, planning
+
+Source = str | Path | Mapping[str, Any] | Recipe
+T = TypeVar("T")
+
+
+def assemble(source: Source, overrides: Sequence[str] = ()) -> VLM:
+    """The model of a recipe (a shipped name, a path, or plain data), with weights.
+
+    Parts without weights are random, by the recipe's seed.
+
+    Raises:
+        ConfigError: all mistakes at once, each with its place, before any weight is read.
+    """
+    recipe, _ = blueprint(source, overrides)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return build(recipe.model)
+
+
+def blueprint(source: Source, overrides: Sequence[str] = ()) -> tuple[Recipe, VLM]:
+    """The checked recipe and its model on the meta device: every shape, no weight.
+
+    Raises:
+        ConfigError: all mistakes at once: those of `read_recipe`, and sizes that do not fit together.
+    """
+    recipe, problems = inspect_recipe(source, overrides)
+    name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
+    if recipe is None:
+        raise ConfigError(problems, source=name)
+    builder = _Builder(bad_places=[problem.place for problem in problems])
+    with planning():
+        model = builder.model(recipe.model)
+    problems = [*problems, *builder.problems]
+    if model is not None:
+        problems += _stage_problems(recipe, model)
+    if model is None or problems:
+        raise ConfigError(problems, source=name)
+    return recipe, model
+
+
+def build(spec: ModelSpec) -> VLM:
+    """The model of a checked spec, with weights.
+
+    Raises:
+        ConfigError: a part refuses its options or its weights.
+    """
+    builder = _Builder()
+    model = builder.model(spec)
+    if model is None or builder.problems:
+        raise ConfigError(builder.problems)
+    return model
+
+
+class _Builder:
+    """Builds parts in order and collects what goes wrong, each under its place in the recipe."""
+
+    def __init__(self, bad_places: Sequence[str] = ()) -> None:
+        self.problems: list[Problem] = []
+        self._bad_places = bad_places
+
+    def model(self, spec: ModelSpec) -> VLM | None:
+        encoders = [
+            self._part(registry.encoders, part, join("model.encoders", number if len(spec.encoders) > 1 else ""))
+            for number, part in enumerate(spec.encoders)
+        ]
+        views = self._part(registry.views, spec.views, "model.views")
+        tokenizer = self._try("model.llm", lambda: build_tokenizer(spec.llm))
+        llm = tokenizer and self._try("model.llm", lambda: build_llm(spec.llm, tokenizer))
+        if llm is None or any(encoder is None for encoder in encoders):
+            return None
+        chain = self._chain(spec, encoders, llm)
+        if chain is None or views is None:
+            return None
+        resolved = _resolved(spec, encoders, llm)
+        return self._try(
+            "model.connector",
+            lambda: VLM(encoders, chain, llm=llm, tokenizer=tokenizer, views=views, spec=resolved),
+        )
+
+    def _chain(self, spec: ModelSpec, encoders: list[Encoder], llm: Any) -> Chain | None:
+        shapes = [encoder.shape() for encoder in encoders]
+        merge, shape = self._merge(spec, shapes)
+        ops: list[Connector] = []
+        for number, part in enumerate(spec.connector):
+            last = number == len(spec.connector) - 1
+            place = join("model.connector", number if len(spec.connector) > 1 else "")
+            if shape is None:
+                return None
+            facts = {
+                "in_width": shape.width,
+                "out_width": part.options.get("out_width") or (embedding(llm).embedding_dim if last else shape.width),
+                "llm_width": width(llm),
+                "llm_layers": layer_count(llm),
+                "grid": shape.grid,
+            }
+            op = self._part(registry.connectors, part, place, facts)
+            if op is None:
+                return None
+            if not last and not isinstance(op.route(), SequenceRoute):
+                self.problems.append(Problem(place, f"`{part.name}` leads into the LLM, so it must be the last op"))
+            before = shape
+            shape = self._try(place, lambda op=op, before=before: op.shape(before))  # type: ignore[misc]
+            ops.append(op)
+        self._check_end(ops, shape, embedding(llm).embedding_dim)
+        return Chain(merge, ops)
+
+    def _check_end(self, ops: list[Connector], shape: Shape | None, wanted: int) -> None:
+        if shape is not None and isinstance(ops[-1].route(), SequenceRoute) and shape.width != wanted:
+            message = f"ends at width {shape.width}, but the LLM's is {wanted}; end with `linear` or `mlp`"
+            self.problems.append(Problem("model.connector", message))
+
+    def _merge(self, spec: ModelSpec, shapes: list[Shape]) -> tuple[Merge | None, Shape | None]:
+        allowed = ", ".join(registry.merges)
+        if len(shapes) == 1:
+            if spec.merge is not None:
+                self.problems.append(Problem("model.merge", "is for two or more encoders, and there is one"))
+            return None, shapes[0]
+        if spec.merge is None:
+            self.problems.append(Problem("model.merge", f"is missing with {len(shapes)} encoders; allowed: {allowed}"))
+            return None, None
+        merge = self._part(registry.merges, spec.merge, "model.merge", {"shapes": shapes})
+        return merge, None if merge is None else merge.shape(shapes)
+
+    def _part(
+        self, kind: registry.Registry[Any], part: PartSpec, place: str, facts: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The part, or None where it (or its options, which were checked before) has a mistake."""
+        if any(bad == place or bad.startswith(place + ".") for bad in self._bad_places):
+            return None
+        return self._try(place, lambda: construct(kind, part, facts or {}))
+
+    def _try(self, place: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except ConfigError as error:
+            self.problems += error.under(place).problems
+            return None
+
+
+def construct(kind: registry.Registry[Any], part: PartSpec, facts: Mapping[str, Any]) -> Any:
+    """A part from its name and options, with the positional parameters it asks for taken from `facts`.
+
+    Raises:
+        ConfigError: unknown name or options, or a positional parameter that the kit does not supply.
+    """
+    found = kind.get(part.name)
+    asked = given(found)
+    missing = [name for name in asked if name not in facts]
+    if missing:
+        raise ConfigError(f"{found.__name__} asks for {missing}, but a {kind.kind} is given {sorted(facts)}")
+    own = {name: value for name, value in part.options.items() if name not in asked or name in options(found)}
+    return found(**{name: facts[name] for name in asked}, **check_options(found, own))
+
+
+def _stage_problems(recipe: Recipe, model: VLM) -> list[Problem]:
+    """Keys of `train` that match nothing. `objective` stands for parameters that an objective brings itself."""
+    problems = []
+    names = [name for name, _ in model.named_parameters()]
+    for number, stage in enumerate(recipe.stages):
+        try:
+            learning_rates([*names, "objective.*"], stage.train)
+        except ConfigError as error:
+            problems += error.under(join("stages", number, "train")).problems
+    return problems
+
+
+def _resolved(spec: ModelSpec, encoders: Sequence[Encoder], llm: Any) -> dict[str, Any]:
+    """The model part of the recipe with sizes in place of weights: what a saved model carries."""
+    resolved = spec.model_copy(
+        update={
+            "encoders": [
+                PartSpec(name=part.name, **encoder.resolved())
+                for part, encoder in zip(spec.encoders, encoders, strict=True)
+            ],
+            "llm": LlmSpec(config=config_fields(llm.config), attention=spec.llm.attention),
+        }
+    )
+    return resolved.model_dump(mode="json", exclude_none=True)

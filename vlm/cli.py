@@ -1,0 +1,146 @@
+"""The command line. Each command imports what it needs when it runs, so that `vlm --help` answers at once."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Assemble, train, evaluate and question vision-language models from one recipe file.",
+)
+
+Out = Annotated[Path | None, typer.Option(help="Folder to write to.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. model.connector=perceiver.")
+]
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe (see `vlm list recipes`) or the path of a YAML file.")]
+Model = Annotated[Path, typer.Argument(help="A saved model or the folder of a run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a time.")]
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="encoders, connectors, merges, views, llms, recipes, ...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What there is to choose from: parts, recipes, tasks, metrics."""
+    with _errors():
+        listing = import_module("vlm.listing").listing(kind)
+        _show(listing, as_json, lambda: import_module("vlm.listing").tables(listing))
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    images: Annotated[list[str] | None, typer.Argument(help="Images whose visual tokens to count.")] = None,
+    changes: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters per part and stage, visual tokens per image; loads no weights."""
+    with _errors():
+        planned = import_module("vlm.planning").plan(recipe, changes or [], images=images or [])
+        _show(planned.to_dict(), as_json, planned.tables)
+
+
+@app.command()
+def train(recipe: Recipe, changes: Overrides = None, out: Out = None) -> None:
+    """Train all stages of a recipe; the same command again continues where it was."""
+    with _errors():
+        folder = import_module("vlm.train.run").train(recipe, changes or [], out=out, console=_console())
+        _console().print(f"trained: [bold]{folder}[/]; ask it: vlm ask {folder} IMAGE -q QUESTION", soft_wrap=True)
+
+
+@app.command()
+def ask(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or a .jsonl of {image, question}.")],
+    question: Annotated[str | None, typer.Option("--question", "-q", help="What to ask about each image.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the answers here, as JSON lines.")] = None,
+    batch_size: BatchSize = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about images. One bad file is one error row; the rest is answered."""
+    with _errors():
+        asking = import_module("vlm.asking")
+        questions = asking.questions(images, question)
+        rows = asking.answers(model, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        failed = asking.write(rows, total=len(questions), out=out, as_json=as_json)
+    if failed:
+        _console(stderr=True).print(f"{failed} of {len(questions)} could not be answered")
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def eval_(
+    model: Model,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks by name (see `vlm list tasks`) or paths of task files.")],
+    data: Annotated[str | None, typer.Option(help="The task's data: a file or folder.")] = None,
+    out: Out = None,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Evaluate a model on tasks: answers, scores and a report one can look at."""
+    with _errors():
+        folder = out or model / "eval"
+        results = import_module("vlm.eval.run").run(model, tasks, data=data, out=folder, batch_size=batch_size)
+        _console().print(import_module("vlm.eval.results").table(results))
+        _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    connector: Annotated[str, typer.Option(help="mlp, linear, perceiver or cross_attention.")] = "mlp",
+    out: Out = None,
+    fast: Annotated[bool, typer.Option(help="A few steps only: shows the way, learns nothing.")] = False,
+) -> None:
+    """Train a small model on real handwriting, evaluate it and ask it; on a CPU, nothing downloaded."""
+    with _errors():
+        import_module("vlm.demo").run(connector, out=out, fast=fast, console=_console())
+
+
+def main() -> None:
+    """The `vlm` command."""
+    app()
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _show(data: Any, as_json: bool, tables: Callable[[], list[Any]]) -> None:
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    else:
+        _console().print(*tables(), sep="\n")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """What the user can mend is one clear message and exit status 2; anything else keeps its traceback."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__name__ not in _MENDABLE:
+            raise
+        from rich.markup import escape
+
+        _console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+_MENDABLE = {"ConfigError", "WeightsError", "ImageError", "SampleError", "DataError", "TrainingError"}

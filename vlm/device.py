@@ -1,0 +1,62 @@
+"""What is fastest on this device: measured on it, never assumed."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from vlm.attention import Implementation, attend
+
+WORTH = 0.9
+"""A choice other than the plain one must take at most this share of its time, so that noise decides nothing."""
+
+
+@cache
+def fastest_attention(device: str, *, heads: int, head_width: int, tokens: int, rows: int) -> Implementation:
+    """`sdpa` or `eager`, by timing forward and backward at the given sizes.
+
+    On some CPUs the fused kernel's backward is several times slower than that of two matrix products.
+    """
+
+    def step(how: Implementation) -> Callable[[], None]:
+        q, k, v = (torch.randn(rows, heads, tokens, head_width, device=device, requires_grad=True) for _ in range(3))
+        return lambda: attend(q, k, v, None, how).sum().backward()
+
+    if torch.device(device).type == "cuda":
+        return "sdpa"  # never slower there, and it does not hold the scores in memory
+    return "eager" if _seconds(step("eager"), device) < WORTH * _seconds(step("sdpa"), device) else "sdpa"
+
+
+@cache
+def fastest_precision(device: str, *, width: int, rows: int) -> str:
+    """`bf16-mixed` or `32-true`, by timing a feed-forward block's forward and backward at the given sizes."""
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_bf16_supported():
+        return "32-true"
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(width, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width)
+    ).to(device)
+    tokens = torch.randn(rows, width, device=device)
+
+    def step(low: bool) -> None:
+        with torch.autocast(kind, torch.bfloat16, enabled=low):
+            output: Tensor = layers(tokens)
+        output.float().sum().backward()
+
+    faster = _seconds(lambda: step(True), device) < WORTH * _seconds(lambda: step(False), device)
+    return "bf16-mixed" if faster else "32-true"
+
+
+def _seconds(run: Callable[[], None], device: str) -> float:
+    """Median of five runs after two that are not counted."""
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        run()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return median(times[2:])

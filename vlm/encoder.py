@@ -1,0 +1,45 @@
+"""The vision encoder: pixels -> Features."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlm.features import Features, Grid, Shape
+from vlm.views import ImageSpec, Size
+
+
+class Encoder(nn.Module, ABC):
+    """What the rest of the kit relies on. Subclasses set the four attributes in `__init__`.
+
+    A subclass's keyword-only `__init__` parameters are its options in a recipe.
+    """
+
+    width: int
+    """C of the features it yields (the sum over the selected layers)."""
+    image: ImageSpec
+    """How its pixels must look."""
+    layers: tuple[int, ...]
+    """Which hidden states it yields, concatenated on channels: 0 is the input of block 0, i the output of block i - 1
+    (so -1 is the last block's output, without any final norm unless asked for)."""
+    prefix: int
+    """Number of prefix tokens (CLS, registers) that stand in front of `Features.tokens`, which then lie on no grid;
+    0 when they are dropped (they are still in `Features.extra`) or absent."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels [N, 3, H, W], normalised by `self.image` -> Features of N views."""
+
+    @abstractmethod
+    def grid(self, size: Size) -> Grid:
+        """Rows and columns of tokens for pixels of `size` = (height, width)."""
+
+    @abstractmethod
+    def resolved(self) -> dict[str, Any]:
+        """The options that build this encoder again without its weights: what a saved model's config holds."""
+
+    def shape(self, size: Size | None = None) -> Shape:
+        """The shape of one view's features, at the encoder's own size unless told otherwise."""
+        grid = self.grid(size or self.image.size)
+        tokens = grid[0] * grid[1] + self.prefix
+        return Shape(tokens, self.width, None if self.prefix else grid)

@@ -1,0 +1,53 @@
+"""What an encoder yields, and the same thing before any tensor exists: its shape."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+Grid = tuple[int, int]
+"""Rows and columns of tokens, (h, w)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of one view's features: what planning and checking need, with no tensor at hand."""
+
+    tokens: int
+    width: int
+    grid: Grid | None = None
+    """Rows and columns when the tokens lie on a grid in raster order; None when they do not (latents, sequences)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Visual tokens with what is known of them, so that nobody guesses a square root.
+
+    Letters: N views, T tokens, C width, E prefix tokens, H W grid.
+    """
+
+    tokens: Tensor
+    """[N, T, C]; on a grid T = H * W in raster order."""
+    grid: Grid | None = None
+    """(H, W), or None when the tokens do not lie on a grid."""
+    mask: Tensor | None = None
+    """bool [N, T], True where a token is real; None when all are. A ragged batch is padded and masked."""
+    extra: Tensor | None = None
+    """[N, E, C]: the encoder's CLS and register tokens; None where it has none or an op has consumed them."""
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 3:
+            raise RuntimeError(f"features are [N, T, C]; got {tuple(self.tokens.shape)}")
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens.shape[1]:
+            raise RuntimeError(f"a grid of {self.grid} does not hold {self.tokens.shape[1]} tokens")
+
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[-1]
+
+    def with_tokens(self, tokens: Tensor, **changes: object) -> "Features":
+        """The same features with other tokens; `changes` are further fields to replace."""
+        return replace(self, tokens=tokens, **changes)  # type: ignore[arg-type]
+
+    def flat(self) -> Tensor:
+        """All real tokens of all views in order, [sum of T, C]: what a sequence route scatters."""
+        return self.tokens.flatten(0, 1) if self.mask is None else self.tokens[self.mask]

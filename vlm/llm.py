@@ -1,0 +1,103 @@
+"""The decoder LLM: any Hugging Face causal LM as it is."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.errors import ConfigError, Problem
+from vlm.recipe import LlmSpec
+from vlm.tokenizers import load_tokenizer
+from vlm.weights import transformers_config, transformers_model
+
+
+def build_tokenizer(spec: LlmSpec) -> Any:
+    """The LLM's tokenizer.
+
+    Raises:
+        ConfigError: none is named and there are no weights to take it from (see also `load_tokenizer`).
+    """
+    name = spec.tokenizer or spec.weights
+    if name is None:
+        raise ConfigError(Problem("tokenizer", "is missing; with `config` give `bytes`, a hub id or a folder"))
+    return load_tokenizer(name, spec.chat_template)
+
+
+def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
+    """The causal LM with random or pretrained weights; its vocabulary must hold the tokenizer's.
+
+    With `config`, sizes that follow from the tokenizer (`vocab_size`, special ids) are filled in where absent.
+
+    Raises:
+        ConfigError: an unknown field or model type, missing weights, or a vocabulary smaller than the tokenizer's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    fields = None if spec.config is None else {**_token_fields(tokenizer), **spec.config}
+    config = transformers_config(spec.weights if fields is None else None, fields)
+    attention = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
+    llm = transformers_model(AutoModelForCausalLM, config, spec.weights, dtype=_dtype(spec), **attention)
+    _check_vocabulary(llm, tokenizer)
+    return llm
+
+
+def _token_fields(tokenizer: Any) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _dtype(spec: LlmSpec) -> Any:
+    if spec.dtype != "auto":
+        return getattr(torch, spec.dtype)
+    return "auto" if spec.weights else torch.float32
+
+
+def _check_vocabulary(llm: nn.Module, tokenizer: Any) -> None:
+    """The image mark may lie beyond the embedding, since it is never looked up; nothing else may."""
+    from vlm.sample import IMAGE_MARK
+
+    rows = embedding(llm).num_embeddings
+    beyond = [word for word, number in tokenizer.get_vocab().items() if number >= rows and word != IMAGE_MARK]
+    if beyond:
+        problem = f"{rows} rows are fewer than the tokenizer's {len(tokenizer)} tokens (first without a row: {beyond[0]!r})"
+        raise ConfigError(Problem("config.vocab_size", problem))
+
+
+def embedding(llm: nn.Module) -> nn.Embedding:
+    """The LLM's input embedding [V, C]; it applies the model's own scale where there is one (Gemma)."""
+    return llm.get_input_embeddings()  # type: ignore[operator, no-any-return]
+
+
+def width(llm: nn.Module) -> int:
+    """Width of the residual stream, which blocks inside the LLM read and write."""
+    return int(llm.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+
+
+def layer_count(llm: nn.Module) -> int:
+    """Number of decoder blocks."""
+    return int(llm.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr, operator]
+
+
+def decoder_blocks(llm: nn.Module) -> nn.ModuleList:
+    """The decoder blocks: the one outermost ModuleList of length `num_hidden_layers`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    count = layer_count(llm)
+    for module in llm.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ConfigError(f"{type(llm).__name__} has no list of {count} decoder blocks to attach to")
+
+
+def passes_keywords(llm: nn.Module) -> bool:
+    """Whether unknown keywords given to the LLM's forward reach its blocks, as in all current transformers families."""
+    block = decoder_blocks(llm)[0]
+    kinds = [parameter.kind for parameter in inspect.signature(block.forward).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds

@@ -1,0 +1,199 @@
+"""The VLM: encoders + connector + LLM."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm import llm as llms
+from vlm.attention import Implementation, set_attention
+from vlm.chat import ChatFormat
+from vlm.connector import Chain
+from vlm.data import DataError
+from vlm.encoder import Encoder
+from vlm.features import Features
+from vlm.generation import generate
+from vlm.images import ImageError, ImageLike
+from vlm.processor import Example, Processor, SampleError
+from vlm.sample import Batch, Sample, ask
+from vlm.views import Views
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one sample, or why it could not."""
+
+    id: str
+    text: str
+    error: str | None = None
+    """The image or sample could not be used; `text` is then empty and must not be scored as an answer."""
+    truncated: bool = False
+    """The answer was cut at the token limit."""
+    tokens: int = 0
+    """Generated tokens."""
+
+
+class VLM(nn.Module):
+    """Encoders, a connector and a causal LM of any family.
+
+    Args:
+        encoders: built encoders, each with its own image spec.
+        connector: the chain from their features to the LLM.
+        llm: a Hugging Face causal LM.
+        tokenizer: its tokenizer with a chat template (see `vlm.tokenizers.load_tokenizer`).
+        views: the view policy.
+        spec: the resolved model part of the recipe, which a saved model carries.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        connector: Chain,
+        *,
+        llm: nn.Module,
+        tokenizer: Any,
+        views: Views,
+        spec: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.connector = connector
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.views = views
+        self.spec = spec
+        connector.attach(llm)
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Makes batches for this model."""
+        context = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+        ends = self.llm.generation_config.eos_token_id if self.llm.generation_config else None  # type: ignore[union-attr]
+        stop_ids = [ends] if isinstance(ends, int) else list(ends or [])
+        encoders: Any = list(self.encoders)
+        return Processor(
+            encoders,
+            self.connector,
+            views=self.views,
+            chat=ChatFormat(self.tokenizer, stop_ids),
+            max_length=context or 1_000_000,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return llms.embedding(self.llm).weight.device
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name -> module of each part: a total and disjoint partition of the parameters."""
+        encoders = {f"encoders.{number}": encoder for number, encoder in enumerate(self.encoders)}
+        return {**encoders, "connector": self.connector, "llm": self.llm}
+
+    def encode(self, batch: Batch) -> Features | None:
+        """Pixels -> visual tokens [N, T, C] as the route takes them; None for a batch without images.
+
+        An encoder whose parameters are all frozen keeps no graph.
+        """
+        if not len(batch.views):
+            return None
+        features = []
+        for encoder, pixels in zip(self.encoders, batch.pixels, strict=True):
+            parameters = list(encoder.parameters())
+            trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+            with torch.set_grad_enabled(trains):
+                features.append(encoder(pixels.to(parameters[0].dtype) if parameters else pixels))
+        return self.connector(features)  # type: ignore[no-any-return]
+
+    def inputs(self, batch: Batch, features: Features | None = None) -> dict[str, Any]:
+        """Keywords for the LLM's forward: embeddings with the visual tokens in place, mask and route's own.
+
+        Args:
+            batch: from this model's processor.
+            features: `encode(batch)`, if already at hand.
+        """
+        features = self.encode(batch) if features is None else features
+        ids = batch.input_ids.masked_fill(batch.owner >= 0, 0)  # a placeholder's id may lie beyond the vocabulary
+        embeds = llms.embedding(self.llm)(ids)
+        extra: dict[str, Any] = {}
+        if features is not None:
+            embeds, extra = self.connector.route().apply(embeds, features, batch.places)
+        return {"inputs_embeds": embeds, "attention_mask": batch.attention_mask, **extra}
+
+    def forward(self, batch: Batch, features: Features | None = None, **options: Any) -> Any:
+        """Logits [B, T, V] (in a transformers output) for every position of the batch.
+
+        Args:
+            batch: from this model's processor.
+            features: `encode(batch)`, if already at hand.
+            options: further keywords for the LLM's forward (`use_cache`, `logits_to_keep`, ...).
+        """
+        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        return self.llm(**self.inputs(batch, features), position_ids=positions, **options)
+
+    def generate(self, batch: Batch, *, max_new_tokens: int = 64, **options: Any) -> Tensor:
+        """Answer ids [B, at most max_new_tokens], padded on the right; greedy unless `options` say otherwise.
+
+        Args:
+            batch: padded on the left.
+            max_new_tokens: where an answer is cut.
+            options: further keywords of transformers' `generate`.
+        """
+        return generate(self, batch, max_new_tokens=max_new_tokens, **options)
+
+    def ask(self, images: ImageLike | Sequence[ImageLike], question: str, *, max_new_tokens: int = 64) -> str:
+        """The answer to one question about one or several images.
+
+        Raises:
+            ImageError, SampleError: an image cannot be opened, or the question does not fit.
+        """
+        images = images if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+        example = self.processor.encode(ask(question, images))
+        return self._answers([example], max_new_tokens)[0].text
+
+    def answer(
+        self, samples: Sequence[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
+    ) -> Iterator[Answer]:
+        """Answers to the samples' questions, one a sample and in order, made `batch_size` at a time.
+
+        A sample that cannot be used gives an `Answer` with `error`; the others are answered.
+        """
+        todo = iter(samples)
+        while chunk := list(islice(todo, batch_size)):
+            prepared = [self._prepare(sample) for sample in chunk]
+            good = [one for one in prepared if isinstance(one, Example)]
+            answers = iter(self._answers(good, max_new_tokens) if good else [])
+            for one in prepared:
+                yield next(answers) if isinstance(one, Example) else one
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
+        from vlm.saving import save
+
+        return save(self, folder)
+
+    def set_attention(self, how: Implementation) -> None:
+        """Choose how attention is computed in the LLM and in the kit's own modules."""
+        self.llm.set_attn_implementation(how)  # type: ignore[operator]
+        for part in (*self.encoders, self.connector):
+            set_attention(part, how)
+
+    def _prepare(self, sample: Sample) -> Example | Answer:
+        try:
+            return self.processor.encode(sample.question())
+        except (ImageError, SampleError, DataError) as error:
+            return Answer(sample.id, "", error=str(error))
+
+    def _answers(self, examples: list[Example], max_new_tokens: int) -> list[Answer]:
+        batch = self.processor.collate(examples, side="left").to(self.device)
+        rows = self.generate(batch, max_new_tokens=max_new_tokens).tolist()
+        return [self._read(name, row) for name, row in zip(batch.ids, rows, strict=True)]
+
+    def _read(self, name: str, row: list[int]) -> Answer:
+        stops = self.processor.chat.stop_ids
+        end = next((position for position, token in enumerate(row) if token in stops), None)
+        said = row if end is None else row[:end]
+        return Answer(name, self.processor.chat.decode(said), truncated=end is None, tokens=len(said))

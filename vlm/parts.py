@@ -1,0 +1,60 @@
+"""Which parameter belongs to which part, and which of them a stage trains how fast."""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from vlm.errors import ConfigError, Problem, choices
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a key of `train` means the parameter `name`: a part (a dotted prefix) or a glob over the whole name."""
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+
+
+def learning_rates(names: Iterable[str], train: Mapping[str, float]) -> dict[str, float]:
+    """Parameter name -> learning rate, for those that train. Where several keys match, the last one written wins;
+    a parameter that no key matches, or whose rate is 0, is left out: it is frozen.
+
+    Raises:
+        ConfigError: keys that match no parameter at all, with the nearest part.
+    """
+    names = list(names)
+    rates: dict[str, float] = {}
+    for pattern, rate in train.items():
+        rates.update({name: rate for name in names if matches(pattern, name)})
+    idle = [pattern for pattern in train if not any(matches(pattern, name) for name in names)]
+    if idle:
+        known = prefixes(names)
+        raise ConfigError([Problem(key, f"matches no parameter;{choices(key, known)}, or a glob") for key in idle])
+    return {name: rate for name, rate in rates.items() if rate > 0}
+
+
+def prefixes(names: Iterable[str]) -> list[str]:
+    """The parts that parameter names belong to: `encoders`, `encoders.0`, `connector`, `llm`, ..."""
+    found: dict[str, None] = {}
+    for name in names:
+        pieces = name.split(".")
+        found[pieces[0]] = None
+        if pieces[0] == "encoders":
+            found[".".join(pieces[:2])] = None
+    return list(found)
+
+
+def set_trainable(model: nn.Module, rates: Mapping[str, float]) -> None:
+    """`requires_grad` on for the parameters in `rates` and off for all others: both ways, whatever was set before."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in rates)
+
+
+def set_modes(module: nn.Module, inherited: bool = False) -> None:
+    """Train mode for modules with a trainable parameter in or below them, eval mode for all others; a module without
+    parameters (a dropout) follows the one that holds it.
+
+    A frozen module in train mode would still drop activations at random and move its batch statistics.
+    """
+    flags = [parameter.requires_grad for parameter in module.parameters()]
+    module.training = any(flags) if flags else inherited
+    for child in module.children():
+        set_modes(child, module.training)

@@ -1,0 +1,282 @@
+"""The recipe: one validated YAML with the model, the stages, the data and the evaluation."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+
+from vlm import registry
+from vlm.errors import ConfigError, Problem, join, unknown
+from vlm.schema import check_options, validate
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+def _bare_word(node: Any) -> Any:
+    return {"name": node} if isinstance(node, str) else node
+
+
+class PartSpec(BaseModel):
+    """A part by name with its options; a bare word means `{name: word}`."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    name: str
+    """A registered short word, or `package.module:Class`."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options}
+
+
+Part = Annotated[PartSpec, BeforeValidator(_bare_word)]
+
+
+def _as_list(node: Any) -> Any:
+    return node if isinstance(node, list) or node is None else [node]
+
+
+Parts = Annotated[list[Part], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class LlmSpec(_Strict):
+    """The decoder: any Hugging Face causal LM as it is."""
+
+    weights: str | None = None
+    """A hub id or local folder."""
+    config: dict[str, Any] | None = None
+    """The fields of a transformers config incl. `model_type`, for random weights."""
+    tokenizer: str | None = None
+    """`bytes` (embedded), a hub id or a folder; the weights' own if absent."""
+    chat_template: str | None = None
+    """`plain`, `vicuna`, `short` or a path to a Jinja file; the tokenizer's own if absent."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """`auto` measures which is fastest on this device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is the weights' own, float32 for random weights."""
+
+
+class ModelSpec(_Strict):
+    """Which parts make the model."""
+
+    encoders: Parts
+    merge: Part | None = None
+    """How several encoders' features become one; needed with two or more."""
+    views: Part = PartSpec(name="squash")
+    connector: Parts
+    llm: LlmSpec
+
+
+class DataSpec(BaseModel):
+    """One source of samples: `{path: file.json}` or `{name: source, ...its options}`."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    name: str = "json"
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the mixture, relative to the other sources."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+LearningRate = Annotated[float, Field(ge=0)]
+Data = Annotated[DataSpec, BeforeValidator(lambda node: {"path": node} if isinstance(node, str) else node)]
+
+
+class StageSpec(_Strict):
+    """Which parts train and how fast, on what, for how long."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    train: dict[str, LearningRate] = Field(min_length=1)
+    """Part or glob over parameter names -> learning rate; the last match wins, what is not named (or 0) is frozen."""
+    data: Annotated[list[Data], BeforeValidator(_as_list), Field(min_length=1)]
+    steps: PositiveInt
+    """Optimiser steps."""
+    batch_size: PositiveInt
+    """Samples per optimiser step, over all devices and accumulated batches."""
+    micro_batch_size: PositiveInt | None = None
+    """Samples per device and forward pass; the whole batch if absent."""
+    objective: Part = PartSpec(name="language_modelling")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which learning rates rise from zero."""
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end as a share of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Applied to matrices, not to biases, norms and gates."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 is no clipping."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
+    """`auto` measures which is fastest on this device."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that prepare data."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints, from which an interrupted run continues."""
+
+
+class Recipe(_Strict):
+    """Everything `vlm train` needs, in one file."""
+
+    model: ModelSpec
+    stages: list[StageSpec] = []
+    eval: list[str] = []
+    seed: int = 0
+    description: str = ""
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data that reads back as the same recipe."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def read_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a shipped name, a path or plain data, with `a.b.0.c=value` overrides.
+
+    Raises:
+        ConfigError: every mistake that can be seen without building a part: unknown names and options, wrong types,
+            missing keys; each with place, value, what is allowed and the nearest word.
+    """
+    recipe, problems = inspect_recipe(source, overrides)
+    if recipe is None or problems:
+        raise ConfigError(problems, source=str(source) if isinstance(source, (str, Path)) else "recipe")
+    return recipe
+
+
+def inspect_recipe(
+    source: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()
+) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, if its outline is sound, and every problem of it; see `read_recipe`.
+
+    Raises:
+        ConfigError: there is no such recipe, or an override cannot be applied.
+    """
+    if isinstance(source, Recipe):
+        source = source.dump()
+    raw = dict(source) if isinstance(source, Mapping) else _load(str(source))
+    for override in overrides:
+        raw = _override(raw, override)
+    return _checked(raw)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the kit."""
+    folder = Path(str(resources.files("vlm"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _load(source: str) -> dict[str, Any]:
+    shipped = shipped_recipes()
+    path = shipped.get(source, Path(source))
+    if not path.is_file():
+        raise ConfigError(unknown("recipe", source, shipped) + ", or the path of a YAML file")
+    return read_yaml(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; `1e-3` is a number, a key written twice is an error.
+
+    Raises:
+        ConfigError: not YAML, not a mapping, or a key twice; with file and line.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of keys to values")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it takes `1e-3` for text and keeps the last of two equal keys in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _override(raw: Any, text: str) -> Any:
+    """`raw` with one `a.b.0.c=value` applied; the value is read as YAML."""
+    place, equals, value = text.partition("=")
+    if not equals or not place:
+        raise ConfigError(f"`{text}` is not of the form key.key=value")
+    return _put(raw, place.split("."), yaml.load(value, Loader=_Loader), place)  # noqa: S506
+
+
+def _put(node: Any, keys: list[str], value: Any, place: str) -> Any:
+    if not keys:
+        return value
+    if isinstance(node, list):
+        if not keys[0].isdigit() or int(keys[0]) >= len(node):
+            raise ConfigError(Problem(place, f"`{keys[0]}` is no index of a list of {len(node)}"))
+        index = int(keys[0])
+        return [*node[:index], _put(node[index], keys[1:], value, place), *node[index + 1 :]]
+    node = _bare_word(node) if isinstance(node, str) else node
+    if not isinstance(node, dict):
+        raise ConfigError(Problem(place, f"there is no `{keys[0]}` in {node!r}"))
+    return {**node, keys[0]: _put(node.get(keys[0], {}), keys[1:], value, place)}
+
+
+def _checked(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """Outline and options are checked apart, so that a mistake in one does not hide those in the other."""
+    problems: list[Problem] = []
+    recipe = None
+    try:
+        recipe = validate(Recipe, raw)
+    except ConfigError as error:
+        problems += error.problems
+    for place, kind, node in _parts(raw):
+        try:
+            check_options(kind.get(node["name"]), _options(node))
+        except ConfigError as error:
+            problems += error.under(place).problems
+    return recipe, list(dict.fromkeys(problems))
+
+
+def _options(node: dict[str, Any]) -> dict[str, Any]:
+    """`out_width` is the kit's to give, but an op in the middle of a chain may be told; `weight` is the mixture's."""
+    return {key: value for key, value in node.items() if key not in ("name", "out_width", "weight")}
+
+
+def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, registry.Registry[Any], dict[str, Any]]]:
+    """(place, registry, node) of every part that is well-formed enough to be looked at."""
+    model = raw.get("model")
+    model = model if isinstance(model, dict) else {}
+    slots = [("encoders", registry.encoders), ("merge", registry.merges), ("views", registry.views)]
+    for key, kind in [*slots, ("connector", registry.connectors)]:
+        yield from _listed(model.get(key), join("model", key), kind)
+    stages = raw.get("stages")
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        if isinstance(stage, dict):
+            place = join("stages", number)
+            yield from _listed(stage.get("objective"), join(place, "objective"), registry.objectives)
+            for source_place, kind, node in _listed(stage.get("data"), join(place, "data"), registry.sources, "path"):
+                yield source_place, kind, {"name": "json", **node}
+
+
+def _listed(
+    node: Any, place: str, kind: registry.Registry[Any], word: str = "name"
+) -> Iterator[tuple[str, registry.Registry[Any], dict[str, Any]]]:
+    several = isinstance(node, list)
+    for number, item in enumerate(node if several else [node]):
+        item = {word: item} if isinstance(item, str) else item
+        if isinstance(item, dict) and (word == "path" or isinstance(item.get("name"), str)):
+            yield join(place, number) if several else place, kind, item
+

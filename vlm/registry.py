@@ -1,0 +1,155 @@
+"""Names to parts: a registered short word, or `package.module:Class` for a part from outside."""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from vlm.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Exact names -> classes of one kind. Built-ins are lazy `"module:Name"` strings, so nothing is imported early.
+
+    Args:
+        kind: what an entry is, for messages (`encoder`).
+        base: `"module:Class"` of which every entry must be a subclass.
+        builtins: short word -> `"module:Class"`.
+    """
+
+    def __init__(self, kind: str, base: str, builtins: dict[str, str]) -> None:
+        self.kind = kind
+        self._base = base
+        self._entries: dict[str, str | type[T]] = dict(builtins)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def register(self, name: str, part: type[T]) -> type[T]:
+        """Give `part` a short word of its own.
+
+        Raises:
+            ConfigError: the word is taken by another part (nothing is overwritten in silence), or contains a colon.
+        """
+        if ":" in name:
+            raise ConfigError(f"a {self.kind}'s short word has no colon: `{name}`")
+        taken = self._entries.get(name, part)
+        if taken is not part:
+            raise ConfigError(f"the {self.kind} name `{name}` is taken by {taken}")
+        self._entries[name] = part
+        return part
+
+    def get(self, name: str) -> type[T]:
+        """The class called `name`: a registered word (exact match, never by substring) or `package.module:Class`.
+
+        Raises:
+            ConfigError: nobody knows the name (the nearest known one is given), the module cannot be imported,
+                or what was found is not a part of this kind.
+        """
+        entry = self._entries.get(name, name)
+        if isinstance(entry, str):
+            if ":" not in entry:
+                raise ConfigError(unknown(self.kind, name, self._entries) + ", or your own as package.module:Class")
+            entry = self._check(name, locate(entry))
+            if name in self._entries:
+                self._entries[name] = entry
+        return entry
+
+    def origin(self, name: str) -> str:
+        """Where the part called `name` is defined, as `module:Class`; imports nothing."""
+        entry = self._entries.get(name, name)
+        return entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
+
+    def _check(self, name: str, found: Any) -> type[T]:
+        base = locate(self._base)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ConfigError(f"`{name}` is {found!r}, not a {self.kind}: it must be a subclass of {self._base}")
+        return found
+
+
+def locate(path: str) -> Any:
+    """The object at `package.module:Name`, looked for in the environment and then in the working folder.
+
+    Raises:
+        ConfigError: the form is wrong, the module is not found or fails to import, or it has no such name.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name.isidentifier():
+        raise ConfigError(f"`{path}` is not of the form package.module:Class")
+    try:
+        module = import_module(module_name) if _importable(module_name) else _import_from_folder(module_name)
+    except ImportError as error:
+        raise ConfigError(f"`{path}`: cannot import {module_name}: {error}") from error
+    if name not in vars(module):
+        public = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(f"`{path}`: {unknown(f'name in {module_name}', name, public)}")
+    return vars(module)[name]
+
+
+def _importable(module_name: str) -> bool:
+    return module_name in sys.modules or find_spec(module_name.partition(".")[0]) is not None
+
+
+def _import_from_folder(module_name: str) -> Any:
+    """A console script does not see the working folder; a user with `my_parts.py` beside the recipe expects it to."""
+    sys.path.append(str(Path.cwd()))
+    try:
+        return import_module(module_name)
+    finally:
+        sys.path.pop()
+
+
+# `transformers`, `timm`, `open_clip`, `lightning` are imported by these modules only where they are used.
+encoders: Registry[Any] = Registry(
+    "encoder",
+    "vlm.encoder:Encoder",
+    {
+        "clip": "vlm.encoders.vit:Clip",
+        "siglip": "vlm.encoders.vit:Siglip",
+        "dinov2": "vlm.encoders.vit:Dinov2",
+        "sam": "vlm.encoders.sam:Sam",
+        "open_clip": "vlm.encoders.openclip:OpenClip",
+        "timm": "vlm.encoders.timms:Timm",
+        "conv_vit": "vlm.encoders.conv_vit:ConvVit",
+    },
+)
+views: Registry[Any] = Registry(
+    "view policy",
+    "vlm.views:Views",
+    {"squash": "vlm.encoders.views:Squash", "pad": "vlm.encoders.views:Pad", "crop": "vlm.encoders.views:Crop"},
+)
+merges: Registry[Any] = Registry(
+    "merge",
+    "vlm.connector:Merge",
+    {"channel": "vlm.connectors.merge:ChannelMerge", "sequence": "vlm.connectors.merge:SequenceMerge"},
+)
+connectors: Registry[Any] = Registry(
+    "connector",
+    "vlm.connector:Connector",
+    {
+        "linear": "vlm.connectors.mlp:LinearConnector",
+        "mlp": "vlm.connectors.mlp:Mlp",
+        "perceiver": "vlm.connectors.perceiver:Perceiver",
+        "cross_attention": "vlm.connectors.cross_attention:CrossAttention",
+    },
+)
+sources: Registry[Any] = Registry(
+    "data source",
+    "vlm.data:Source",
+    {"json": "vlm.data:JsonSource", "handwriting": "vlm.embedded:Handwriting"},
+)
+objectives: Registry[Any] = Registry(
+    "objective",
+    "vlm.train.objectives:Objective",
+    {
+        "language_modelling": "vlm.train.objectives:LanguageModelling",
+        "read_slots": "vlm.train.objectives:ReadSlots",
+    },
+)

@@ -1,0 +1,133 @@
+"""Where visual tokens go: the route from a connector into the LLM.
+
+A route answers two questions, one for the processor (how many placeholders stand for an image in the text) and one
+for the model (what the LLM is called with), so that neither asks what kind of connector there is.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vlm.features import Features
+
+
+class Route(ABC):
+    """Letters: B samples, T text positions, C the LLM's width, I images of the batch, N views, t tokens of a view."""
+
+    @abstractmethod
+    def placeholders(self, tokens: int) -> int:
+        """Positions that an image of `tokens` visual tokens takes in the text."""
+
+    @abstractmethod
+    def apply(self, embeds: Tensor, features: Features, places: "Places") -> tuple[Tensor, dict[str, Any]]:
+        """Text embeddings [B, T, C] and image features -> embeddings [B, T, C] and keywords for the LLM's forward."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which image each position of a batch belongs to."""
+
+    owner: Tensor
+    """long [B, T]: the flat index (over the batch) of the image that a placeholder stands for; -1 for text."""
+    seen: Tensor
+    """long [B, T]: the flat index of the last image at or before a position; -1 before the sample's first."""
+    views: Tensor
+    """long [I]: number of views of each image of the batch, in order."""
+    rows: Tensor
+    """long [I]: the sample that each image belongs to."""
+
+
+class SequenceRoute(Route):
+    """Visual tokens take the places of the placeholders in the sequence (LLaVA and most others)."""
+
+    def placeholders(self, tokens: int) -> int:
+        return tokens
+
+    def apply(self, embeds: Tensor, features: Features, places: Places) -> tuple[Tensor, dict[str, Any]]:
+        """Scatter all tokens at the placeholders.
+
+        Raises:
+            RuntimeError: the two counts differ, in total or for an image.
+        """
+        where = places.owner >= 0
+        _check_counts(features, places)
+        tokens = features.flat().to(embeds.dtype)
+        return embeds.masked_scatter(where[..., None], tokens), {}
+
+
+def _check_counts(features: Features, places: Places) -> None:
+    images = len(places.views)
+    wanted = torch.bincount(places.owner[places.owner >= 0], minlength=images)
+    image_of_view = torch.arange(images, device=places.views.device).repeat_interleave(places.views)
+    tokens = features.tokens
+    per_view = (
+        torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
+        if features.mask is None
+        else features.mask.sum(1)
+    )
+    if len(image_of_view) != len(per_view):
+        raise RuntimeError(f"features of {len(per_view)} views for images with {places.views.tolist()} views")
+    given = torch.zeros(images, dtype=per_view.dtype, device=tokens.device).index_add(0, image_of_view, per_view)
+    if not torch.equal(wanted, given):
+        raise RuntimeError(
+            f"placeholders and visual tokens differ: {wanted.tolist()} placeholders for images with "
+            f"{given.tolist()} tokens; make the batch with this model's own processor"
+        )
+
+
+@dataclass
+class VisionStream:
+    """What cross-attention blocks inside the LLM read. Reaches each block as the keyword `vision`.
+
+    Letters: K visual tokens of a sample, over all its images, padded to the longest.
+    """
+
+    tokens: Tensor
+    """[B, K, C_v]."""
+    image: Tensor
+    """long [B, K]: flat index of the image a token belongs to; -1 is padding."""
+    seen: Tensor
+    """long [B, T]: the last image at or before each position; see `Places.seen`."""
+    cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Keys and values by block, filled while generating: an image's are the same at each step."""
+
+    def visible(self, length: int, sees: Literal["latest", "all"]) -> tuple[Tensor, Tensor]:
+        """What the last `length` positions may look at: (bool [B, 1, length, K], bool [B, length]: anything at all).
+
+        Positions generated since the prompt see what its last one saw. A position that may look at nothing gets
+        a mask that allows everything, since softmax over nothing is not a number: its result must be discarded.
+        """
+        seen = self.seen if length == self.seen.shape[1] else self.seen[:, -1:].expand(-1, length)
+        own, last = self.image[:, None, :], seen[:, :, None]
+        mask = (own >= 0) & (own == last if sees == "latest" else own <= last)
+        some = mask.any(-1)
+        return (mask | ~some[..., None])[:, None], some
+
+    def repeat(self, times: int) -> "VisionStream":
+        """Each sample `times` times in a row, as beam search lays its batch out."""
+        return VisionStream(*(part.repeat_interleave(times, 0) for part in (self.tokens, self.image, self.seen)))
+
+
+class AttentionRoute(Route):
+    """Visual tokens stay outside the sequence; cross-attention blocks inside the LLM read them (Flamingo)."""
+
+    def placeholders(self, tokens: int) -> int:
+        return 0
+
+    def apply(self, embeds: Tensor, features: Features, places: Places) -> tuple[Tensor, dict[str, Any]]:
+        """The embeddings as they are, and the stream for the blocks: all tokens of a sample side by side."""
+        images = torch.arange(len(places.views), device=embeds.device).repeat_interleave(places.views)
+        tokens, owners = [], []
+        for row in range(len(embeds)):
+            mine = (places.rows[images] == row).nonzero()[:, 0]
+            part = features.tokens[mine]
+            real = torch.ones_like(part[..., 0], dtype=torch.bool) if features.mask is None else features.mask[mine]
+            tokens.append(part[real])
+            owners.append(images[mine, None].expand(real.shape)[real])
+        padded = pad_sequence(tokens, batch_first=True)
+        image = pad_sequence(owners, batch_first=True, padding_value=-1)
+        return embeds, {"vision": VisionStream(padded, image, places.seen)}

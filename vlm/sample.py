@@ -1,0 +1,105 @@
+"""What goes in: a sample of images and turns of talk, and a batch of tensors made from several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlm.images import ImageLike
+from vlm.routes import Places
+
+IMAGE_MARK = "<image>"
+"""Stands for one image in a turn's text; a sample whose turns have none gets its images in front of the first one."""
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of talk; `text` may hold `<image>` marks."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images and turns. For training the last turn is the assistant's; to be answered, the last is the user's."""
+
+    turns: Sequence[Turn]
+    images: Sequence[ImageLike] = ()
+    id: str = ""
+    """Named in errors and reports."""
+    answers: Sequence[str] = ()
+    """Accepted answers, for evaluation."""
+    category: str = ""
+    """Scores are also reported by category."""
+    targets: dict[str, list[int]] = field(default_factory=dict)
+    """Class indices by field, for objectives that classify."""
+
+    def question(self) -> "Sample":
+        """The sample without its final answer: what is asked at evaluation."""
+        turns = self.turns[:-1] if self.turns and self.turns[-1].role == "assistant" else self.turns
+        return Sample(turns, self.images, self.id, self.answers, self.category, self.targets)
+
+
+def ask(text: str, images: Sequence[ImageLike] = (), **fields: Any) -> Sample:
+    """A sample that asks one question."""
+    return Sample([Turn("user", text)], images, **fields)
+
+
+@dataclass
+class Batch:
+    """Tensors of B samples, T positions, I images, N views (over all images); made by `Processor`."""
+
+    input_ids: Tensor
+    """long [B, T]; at placeholders the id of the image mark, which is never looked up."""
+    attention_mask: Tensor
+    """long [B, T]: 1 where a position is real."""
+    owner: Tensor
+    """long [B, T]; see `Places`."""
+    seen: Tensor
+    """long [B, T]; see `Places`."""
+    views: Tensor
+    """long [I]; see `Places`."""
+    rows: Tensor
+    """long [I]; see `Places`."""
+    pixels: list[Tensor]
+    """One float32 [N, 3, H, W] per encoder, each in that encoder's own size and normalisation."""
+    labels: Tensor | None = None
+    """long [B, T]: the id where the assistant speaks, -100 elsewhere (not shifted)."""
+    ids: list[str] = field(default_factory=list)
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    """long [B, slots] by field."""
+
+    @property
+    def places(self) -> Places:
+        return Places(self.owner, self.seen, self.views, self.rows)
+
+    @property
+    def supervised(self) -> int:
+        """Number of positions with a label that a causal model predicts (the first position never is)."""
+        return 0 if self.labels is None else int((self.labels[:, 1:] != -100).sum())
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Called by a DataLoader that pins memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Any) -> "Batch":
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, dict):
+                return {key: moved(item) for key, item in value.items()}
+            return [moved(item) for item in value] if isinstance(value, list) else value
+
+        return Batch(**{item.name: moved(getattr(self, item.name)) for item in fields(self)})

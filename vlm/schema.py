@@ -1,0 +1,119 @@
+"""A part's own typed `__init__` is its schema: the options a recipe gives are checked against the signature."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from vlm.errors import ConfigError, Problem, choices, join, unknown
+
+
+@cache
+def signature(part: type) -> inspect.Signature:
+    """The signature of a part's `__init__` without `self`."""
+    parameters = list(inspect.signature(part.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return inspect.Signature(parameters)
+
+
+def given(part: type) -> list[str]:
+    """The positional parameters, which the kit supplies by name (`in_width`, ...)."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in signature(part).parameters.items() if parameter.kind in kinds]
+
+
+def options(part: type) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters, which are the part's options in a recipe."""
+    return {
+        name: parameter
+        for name, parameter in signature(part).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+@cache
+def _schema(part: type) -> type[BaseModel]:
+    hints = get_type_hints(part.__init__)  # type: ignore[misc]
+    fields: dict[str, Any] = {}
+    for name, parameter in options(part).items():
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature(part).parameters.values())
+    config = ConfigDict(extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model: type[BaseModel] = create_model(part.__name__, __config__=config, **fields)
+    return model
+
+
+def check_options(part: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the types that `part` declares (a YAML list becomes a tuple); nothing is filled in.
+
+    Raises:
+        ConfigError: all options that are unknown, missing or of a wrong type, each with what is allowed.
+    """
+    checked = validate(_schema(part), dict(values), what=f"option of {part.__name__}")
+    return {name: getattr(checked, name) for name in values}
+
+
+def validate(schema: type[BaseModel], values: Any, *, what: str = "key") -> Any:
+    """`values` as an instance of a pydantic model, read as strictly as JSON: "2" is no integer, 1 is a float.
+
+    Raises:
+        ConfigError: every mistake, with its dotted place, the value, what is allowed and the nearest word.
+    """
+    try:
+        text = json.dumps(values)
+    except TypeError as error:
+        raise ConfigError(f"holds something that is no YAML value: {error}") from error
+    try:
+        return schema.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError([_problem(schema, values, dict(item), what) for item in error.errors()]) from error
+
+
+def _problem(schema: type[BaseModel], values: Any, item: dict[str, Any], what: str) -> Problem:
+    location = [piece for piece in item["loc"] if not (isinstance(piece, str) and _is_union_tag(piece, values))]
+    place = join(*location)
+    value = item.get("input")
+    describe: Callable[[], str] = {
+        "extra_forbidden": lambda: unknown(what, str(location[-1]), _known(schema, location[:-1])),
+        "missing": lambda: f"is missing; {_known_text(schema, location)}",
+        "literal_error": lambda: f"`{value}` is not allowed;{_literal(value, item)}",
+    }.get(item["type"], lambda: f"`{value}` is wrong: {item['msg']}")
+    return Problem(place, describe())
+
+
+def _is_union_tag(piece: str, values: Any) -> bool:
+    """pydantic names the member of a union in the place (`list[int]`, `function-before[...]`); a reader need not."""
+    return any(mark in piece for mark in "[(") or piece in {"int", "str", "float", "bool", "none"}
+
+
+def _literal(value: Any, item: dict[str, Any]) -> str:
+    allowed = [word.strip().strip("'") for word in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+    return choices(str(value), allowed)
+
+
+def _known(schema: type[BaseModel], location: list[Any]) -> list[str]:
+    """The names allowed at `location`, following nested models."""
+    for piece in location:
+        if isinstance(piece, str) and piece in schema.model_fields:
+            nested = _nested(schema.model_fields[piece].annotation)
+            if nested is None:
+                break
+            schema = nested
+    return list(schema.model_fields)
+
+
+def _known_text(schema: type[BaseModel], location: list[Any]) -> str:
+    return f"allowed beside it: {', '.join(name for name in _known(schema, location[:-1]) if name != location[-1])}"
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _nested(argument)
+        if found is not None:
+            return found
+    return None

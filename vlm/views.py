@@ -1,0 +1,84 @@
+"""One image -> its views. A view policy is pure geometry; rendering is the same for all of them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How pixels must look to one encoder: read from the weights' own config, owned by the encoder, saved with the model."""
+
+    size: Size
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
+
+    def normalise(self, image: Image.Image) -> Tensor:
+        """An RGB image -> float32 [3, H, W], (x / 255 - mean) / std per channel."""
+        array = np.asarray(image, dtype=np.float32) / 255.0
+        array = (array - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+    def denormalise(self, pixels: Tensor) -> Image.Image:
+        """[3, H, W] -> the RGB image that the encoder saw (the inverse of `normalise`)."""
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        array = ((pixels.detach().cpu().float() * std + mean) * 255).round().clamp(0, 255)
+        return Image.fromarray(array.permute(1, 2, 0).to(torch.uint8).numpy())
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the image lies on one view: resampled to `resize`, pasted at `offset` on a canvas of `size`.
+
+    A negative offset cuts (a crop, a tile of a larger image), a positive one pads.
+    """
+
+    resize: Size
+    size: Size
+    offset: tuple[int, int] = (0, 0)
+    """(top, left) of the resampled image on the canvas, in pixels."""
+    cell: tuple[int, int] | None = None
+    """(row, column) of a tile; None for a view of the whole image."""
+    fill: tuple[int, int, int] | None = None
+    """Colour of the padding, 0-255; None is the encoder's mean, which is zero once normalised."""
+
+    @property
+    def valid(self) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right) of the part of the canvas that shows the image, in pixels."""
+        top, left = (max(0, offset) for offset in self.offset)
+        bottom, right = (
+            min(size, offset + length)
+            for size, offset, length in zip(self.size, self.offset, self.resize, strict=True)
+        )
+        return top, left, bottom, right
+
+    def render(self, image: Image.Image, spec: ImageSpec) -> Tensor:
+        """The view of an RGB `image` as the encoder wants it: float32 [3, H, W]."""
+        resized = image.resize(self.resize[::-1], Image.Resampling[spec.interpolation.upper()])
+        if self.resize == self.size and self.offset == (0, 0):
+            return spec.normalise(resized)
+        fill = self.fill or tuple(round(255 * mean) for mean in spec.mean)
+        canvas = Image.new("RGB", self.size[::-1], fill)  # type: ignore[arg-type]
+        canvas.paste(resized, self.offset[::-1])
+        return spec.normalise(canvas)
+
+
+class Views(ABC):
+    """A view policy: which views an encoder gets of an image. One policy for training and inference."""
+
+    @abstractmethod
+    def plan(self, image: Size, size: Size) -> list[View]:
+        """The views of an image of `image` = (height, width) for an encoder that takes `size`, in order."""

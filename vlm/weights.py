@@ -1,0 +1,114 @@
+"""Parts from transformers: a config object, then the model from it, with random or pretrained weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+from vlm.errors import ConfigError, Problem, unknown
+
+_planning: ContextVar[bool] = ContextVar("planning", default=False)
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """Parts built inside get the meta device and read no weights: shapes, widths and counts only."""
+    token = _planning.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _planning.reset(token)
+
+
+def is_planning() -> bool:
+    """Whether parts are being built for their shapes alone (see `planning`)."""
+    return _planning.get()
+
+
+def transformers_config(weights: str | None, config: dict[str, Any] | None, model_type: str | None = None) -> Any:
+    """The transformers config object of a part.
+
+    Args:
+        weights: a hub id or local folder whose `config.json` is read; the vision part of a composite one is taken
+            by the caller.
+        config: the fields of a config, for random weights (or to rebuild a saved model).
+        model_type: the config's `model_type` when the part fixes it.
+
+    Raises:
+        ConfigError: neither is given, a field does not exist (transformers itself would keep it in silence), a field
+            has the wrong type, or the folder has no config.
+    """
+    from transformers import AutoConfig
+
+    if config is not None:
+        return _config_from_fields(dict(config), model_type)
+    if weights is None:
+        raise ConfigError("give `weights` (a hub id or a local folder) or `config` (sizes for random weights)")
+    try:
+        return AutoConfig.from_pretrained(weights)
+    except (OSError, ValueError) as error:
+        raise ConfigError(Problem("weights", f"no model config at `{weights}`: {_first_line(error)}")) from error
+
+
+def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config.pop("model_type", model_type)
+    if model_type is None:
+        raise ConfigError(Problem("config.model_type", "is missing, e.g. `llama`"))
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(Problem("config.model_type", unknown("model type", model_type, CONFIG_MAPPING.keys())))
+    config_class = CONFIG_MAPPING[model_type]
+    known = _field_names(config_class)
+    problems = [
+        Problem(f"config.{name}", unknown(f"field of {config_class.__name__}", name, known))
+        for name in config
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return AutoConfig.for_model(model_type, **config)
+    except Exception as error:  # transformers raises its own strict-dataclass errors, of several classes
+        raise ConfigError(Problem("config", f"{config_class.__name__} refuses it: {_first_line(error)}")) from error
+
+
+def _field_names(config_class: type) -> set[str]:
+    """Every keyword that the config knows: its dataclass fields and its aliases."""
+    names = {item.name for item in fields(config_class)} if is_dataclass(config_class) else set()
+    aliases: dict[str, str] = config_class.attribute_map  # type: ignore[attr-defined]
+    return names | set(aliases) | set(aliases.values()) | {"architectures", "dtype", "transformers_version"}
+
+
+def transformers_model(model_class: Any, config: Any, weights: str | None, **options: Any) -> Any:
+    """The model: random from `config`, or with `weights`; only its shapes under `planning()`.
+
+    Raises:
+        ConfigError: the weights lack a parameter of the model (transformers itself would fill it at random).
+    """
+    if weights is None or is_planning():
+        build = model_class._from_config if "_from_config" in dir(model_class) else model_class.from_config
+        return build(config, **options)
+    model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **options)
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        shown = ", ".join(missing[:5])
+        raise ConfigError(Problem("weights", f"`{weights}` lacks {len(missing)} parameters of the model: {shown}"))
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def config_fields(config: Any) -> dict[str, Any]:
+    """The fields of a transformers config that differ from its defaults, as plain data for `transformers_config`."""
+    fields_: dict[str, Any] = config.to_diff_dict()
+    dropped = ("transformers_version", "_name_or_path", "architectures")
+    return {"model_type": config.model_type, **{k: v for k, v in fields_.items() if k not in dropped}}
