@@ -6,10 +6,23 @@ from pathlib import Path
 import numpy as np
 
 
+def join_logs(folder: Path, metrics: Path) -> Path:
+    """One `metrics.csv` from the logs of each time a stage was taken up; steps that were done again count once."""
+    rows: dict[int, dict[str, str]] = {}
+    for log in sorted(folder.glob("*/metrics.csv")):
+        with log.open(encoding="utf8") as file:
+            rows.update({int(row["step"]): row for row in csv.DictReader(file) if row.get("loss")})
+    with metrics.open("w", encoding="utf8", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "loss", "lr"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))
+    return metrics
+
+
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Columns of a CSV logger's file, rows without a loss left out."""
+    """The columns `step`, `loss` and `lr` of a `metrics.csv`."""
     with path.open(encoding="utf8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("loss")]
+        rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in ("step", "loss", "lr")}
 
 

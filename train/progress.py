@@ -53,6 +53,15 @@ class StageBar(pl.Callback):
         self._progress.stop()
 
 
+_EXPECTED = (
+    ".*does not have many workers.*",
+    ".*treespec.*",
+    ".*dataloader is not resumable.*",  # ours starts at the right step by itself
+    ".*[Cc]heckpoint directory.*exists and is not empty.*",
+    ".*module\\(s\\) in eval mode.*",  # the frozen ones
+)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Lightning without its hints on hardware and workers; its warnings about a run's own faults stay."""
@@ -60,7 +69,7 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        for text in (".*does not have many workers.*", ".*treespec.*", ".*resumable.*", ".*checkpoint directory.*"):
+        for text in _EXPECTED:
             warnings.filterwarnings("ignore", message=text)
         for logger in loggers:
             logger.setLevel(logging.WARNING)

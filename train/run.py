@@ -28,7 +28,7 @@ from vlm.saving import load
 from .mixture import Positions, loader, micro_batch, open_sources
 from .module import StageModule
 from .objectives import facts
-from .plots import plot_stage
+from .plots import join_logs, plot_stage
 from .progress import StageBar, quiet
 
 
@@ -135,13 +135,19 @@ def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.
         max_steps=stage.steps,
         precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=stage.clip or None,
-        logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="tensorboard", version="")],
+        logger=[_csv(folder), TensorBoardLogger(folder, name="tensorboard", version="")],
         callbacks=callbacks,
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _csv(folder: Path) -> CSVLogger:
+    """A file of its own for each time the stage is taken up, since Lightning empties one that exists."""
+    taken_up = len(list((folder / "logs").glob("*"))) + 1
+    return CSVLogger(folder, name="logs", version=f"{taken_up:03d}", flush_logs_every_n_steps=1)
 
 
 def _saver(folder: Path, stage: StageSpec) -> ModelCheckpoint:
@@ -163,7 +169,8 @@ def _latest(folder: Path) -> str | None:
 def _finish(run: Run, number: int, model: VLM, trainer: pl.Trainer) -> None:
     folder, stage = run.stage(number), run.recipe.stages[number]
     model.save(run.model_after(number))
-    plot_stage(folder / "metrics.csv", folder / "loss.png", title=f"{stage.name} ({stage.objective.name})")
+    metrics = join_logs(folder / "logs", folder / "metrics.csv")
+    plot_stage(metrics, folder / "loss.png", title=f"{stage.name} ({stage.objective.name})")
     figures = {"steps": trainer.global_step, "loss": float(trainer.callback_metrics["loss"])}
     (folder / "done.json").write_text(json.dumps(figures), encoding="utf8")
     for checkpoint in (folder / "checkpoints").glob("*.ckpt"):

@@ -1,0 +1,86 @@
+"""What the encoder tests share: functions, given as fixtures (tests are no package, so nothing can be imported here)."""
+
+import json
+
+import pytest
+import torch
+
+from vlm.encoder import Encoder
+from vlm.weights import planning
+
+torch.set_num_threads(1)
+
+
+def _perturb(module, seed=0):
+    """Every parameter and float buffer gets another value: norm weights of one and gates of zero hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return module.eval()
+
+
+def _pixels(height, width=None, views=2, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(views, 3, height, width or height, generator=generator)
+
+
+def _same(left, right, atol=1e-5):
+    torch.testing.assert_close(left, right, atol=atol, rtol=1e-4)
+
+
+def _check_contract(encoder: Encoder, sizes=()):
+    """What the base promises: shapes told = shapes given, also on the meta device, and `resolved()` is the encoder."""
+    encoder = encoder.eval()
+    with torch.no_grad():
+        for size in (encoder.image.size, *sizes):
+            given = encoder(_pixels(*size))
+            told = encoder.shape(size)
+            assert (given.tokens.shape[1], given.width, given.grid) == (told.tokens, told.width, told.grid)
+            assert told.tokens == encoder.grid(size)[0] * encoder.grid(size)[1] + encoder.prefix
+            assert given.tokens.std(dim=1).max() > 1e-4, "the tokens do not depend on the place"
+        other = encoder(_pixels(*encoder.image.size, seed=2)).tokens
+        assert (other - encoder(_pixels(*encoder.image.size)).tokens).abs().max() > 1e-3, "nor on the image"
+
+    options = json.loads(json.dumps(encoder.resolved()))
+    assert "weights" not in options
+    again = type(encoder)(**options)
+    again.load_state_dict(encoder.state_dict())
+    assert again.resolved() == encoder.resolved()
+    assert (again.image, again.width, again.prefix, again.layers) == (
+        encoder.image,
+        encoder.width,
+        encoder.prefix,
+        encoder.layers,
+    )
+    with torch.no_grad():
+        size = (sizes or (encoder.image.size,))[-1]
+        torch.testing.assert_close(again.eval()(_pixels(*size)).tokens, encoder(_pixels(*size)).tokens, atol=0, rtol=0)
+
+    with planning():
+        planned = type(encoder)(**options)
+    assert all(parameter.is_meta for parameter in planned.parameters())
+    assert planned.shape() == encoder.shape()
+    assert {name: tensor.shape for name, tensor in planned.state_dict().items()} == {
+        name: tensor.shape for name, tensor in encoder.state_dict().items()
+    }
+
+
+@pytest.fixture(scope="session")
+def perturb():
+    return _perturb
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    return _pixels
+
+
+@pytest.fixture(scope="session")
+def same():
+    return _same
+
+
+@pytest.fixture(scope="session")
+def check_contract():
+    return _check_contract

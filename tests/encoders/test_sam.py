@@ -1,0 +1,115 @@
+"""SAM against timm's own implementation with the same weights, and against transformers."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from vlm.encoders.common import IMAGENET_MEAN, IMAGENET_STD
+from vlm.encoders.sam import Sam
+from vlm.errors import ConfigError
+
+TINY = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
+    "output_channels": 24, "window_size": 3, "global_attn_indexes": [1], "mlp_ratio": 2.0, "mlp_dim": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def build(perturb):
+    def _build(**options):
+        torch.manual_seed(0)
+        return perturb(Sam(config=TINY, **options))
+
+    return _build
+
+
+NAMES = {
+    r"patch_embed\.projection": "patch_embed.proj", r"^layers": "blocks", r"layer_norm([12])": r"norm\1",
+    r"lin([12])": r"fc\1", r"neck\.conv1": "neck.0", r"neck\.norm1": "neck.1", r"neck\.conv2": "neck.2",
+    r"neck\.norm2": "neck.3",
+}  # fmt: skip
+
+
+@pytest.fixture
+def timm_sam():
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    def _timm_sam(encoder):
+        model = VisionTransformerSAM(
+            img_size=64, patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2.0, window_size=3,
+            global_attn_indexes=(1,), use_rel_pos=True, neck_chans=24, num_classes=0,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )  # fmt: skip
+        mapped = {}
+        for name, tensor in encoder.model.vision_encoder.state_dict().items():
+            for old, new in NAMES.items():
+                name = re.sub(old, new, name)
+            mapped[name] = tensor
+        model.load_state_dict(mapped)
+        return model.eval()
+
+    return _timm_sam
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (32, 32)])
+@pytest.mark.parametrize("neck", [True, False])
+@pytest.mark.parametrize("layers", [(-1,), (1, 3, 2)])
+def test_equals_timm(size, neck, layers, build, timm_sam, pixels, same):
+    encoder = build(neck=neck, layers=layers)
+    images = pixels(*size)
+    with torch.no_grad():
+        features = encoder(images)
+        maps = timm_sam(encoder).forward_intermediates(images, norm=neck, intermediates_only=True)
+    expected = torch.cat([maps[layer - 1 if layer > 0 else layer] for layer in layers], dim=1)
+    assert features.grid == tuple(expected.shape[2:]) == (size[0] // 8, size[1] // 8)
+    same(features.tokens, expected.flatten(2).transpose(1, 2), atol=1e-4)
+
+
+def test_equals_transformers(build, pixels, same):
+    encoder = build()
+    with torch.no_grad():
+        out = encoder.model(pixels(64), output_hidden_states=True)
+        same(encoder(pixels(64)).tokens, out.last_hidden_state.flatten(2).transpose(1, 2))
+        for layer in (0, 1, -1, -4):
+            raw = build(neck=False, layers=(layer,))
+            same(raw(pixels(64)).tokens, out.hidden_states[layer].flatten(1, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"neck": False, "layers": (0, 2), "size": (48, 64)}])
+def test_contract(options, build, check_contract):
+    check_contract(build(**options), sizes=[(64, 64), (24, 80)])
+
+
+def test_whole_sam_folder(tmp_path, perturb, pixels, same, check_contract):
+    from transformers import SamConfig, SamModel
+
+    prompt = {"hidden_size": 24, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    mask = {"hidden_size": 24, "mlp_dim": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    mask |= {"iou_head_depth": 2, "iou_head_hidden_dim": 16}
+    config = SamConfig(vision_config=TINY, prompt_encoder_config=prompt, mask_decoder_config=mask)
+    whole = perturb(SamModel(config))
+    whole.save_pretrained(tmp_path)
+    encoder = Sam(weights=str(tmp_path)).eval()
+    assert (encoder.image.mean, encoder.image.std, encoder.image.interpolation) == (
+        IMAGENET_MEAN, IMAGENET_STD, "bilinear",
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = whole.vision_encoder(pixels(64)).last_hidden_state
+        same(encoder(pixels(64)).tokens, expected.flatten(2).transpose(1, 2))
+    check_contract(encoder)
+    saved = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "resample": 3, "size": {"longest_edge": 64}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+    assert Sam(weights=str(tmp_path)).image.mean == (0.1, 0.2, 0.3)
+
+
+def test_mistakes(build):
+    with pytest.raises(ConfigError, match="height 60 is not a multiple of the encoder's step of 8") as caught:
+        build(size=(60, 64))
+    assert caught.value.problems[0].place == "size"
+    with pytest.raises(ConfigError, match="no layer 4") as caught:
+        build(layers=(4,))
+    assert caught.value.problems[0].place == "layers"
