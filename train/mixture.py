@@ -77,7 +77,8 @@ class Positions(Sampler[list[int]]):
         self.accumulate = stage.batch_size // (self.size * world)
 
     def __len__(self) -> int:
-        return (self._stage.steps - self._start) * self.accumulate
+        """Of the whole stage: Lightning counts on from a checkpoint's batches to this number."""
+        return self._stage.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._start, self._stage.steps):
@@ -131,5 +132,6 @@ def loader(
         batch_sampler=Positions(stage, start=start, rank=rank, world=world),
         collate_fn=processor.collate,
         num_workers=stage.workers,
+        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, and dropout shifts on resume
         pin_memory=torch.cuda.is_available(),
     )

@@ -45,6 +45,7 @@ class StageModule(pl.LightningModule):
         self._count = 0
         self._sum = torch.zeros(())
         self._rng: dict[str, Tensor] | None = None
+        self.train()  # Lightning leaves modes as they are, and a loaded model is in eval mode
 
     def train(self, mode: bool = True) -> "StageModule":
         """Lightning calls this as it likes; frozen modules stay in eval mode all the same."""
@@ -69,7 +70,7 @@ class StageModule(pl.LightningModule):
         total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, count)
-        self.log_dict(self._figures(total / count, optimizer), rank_zero_only=True)
+        self._report({"loss": total / count, "lr": max(group["lr"] for group in optimizer.param_groups)})
         self._count, self._sum = 0, torch.zeros(())
 
     def configure_optimizers(self) -> Any:
@@ -93,9 +94,11 @@ class StageModule(pl.LightningModule):
             if "cuda" in self._rng and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self._rng["cuda"].cpu())
 
-    def _figures(self, loss: float, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        rates = {group["lr"] for group in optimizer.param_groups}
-        return {"loss": loss, "lr": max(rates)}
+    def _report(self, figures: dict[str, float]) -> None:
+        """To the loggers at once: Lightning would do so after a checkpoint of this step, and lose it in between."""
+        self.log_dict(figures, logger=False, rank_zero_only=True)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(figures, step=self.global_step)
 
     def _show(self, batch: Batch) -> str:
         """The first sample of a batch as the model sees it: its name and text, an image mark for each image."""

@@ -12,7 +12,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
@@ -25,6 +24,7 @@ from vlm.model import VLM
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
 from vlm.saving import load
 
+from .checkpoint import Checkpoints
 from .mixture import Positions, loader, micro_batch, open_sources
 from .module import StageModule
 from .objectives import facts
@@ -102,16 +102,17 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     model.set_attention(settings["attention"])
     pl.seed_everything(run.recipe.seed + number, verbose=False)
     objective = construct(registry.objectives, stage.objective, facts(model))
-    checkpoints = folder / "checkpoints"
+    checkpoints = Checkpoints(folder / "checkpoints", stage.checkpoint_every)
     bar = StageBar(stage.name, stage.steps, batch_size=stage.batch_size, console=console)
     with quiet():
-        trainer = _trainer(stage, folder, settings["precision"], [bar, _saver(checkpoints, stage)])
+        trainer = _trainer(stage, folder, settings["precision"], [bar, checkpoints])
         positions = Positions(stage, start=0, rank=0, world=trainer.world_size)
         module = StageModule(model, objective, stage=stage, accumulate=positions.accumulate)
         trainer.accumulate_grad_batches = positions.accumulate
         data = StageData(stage, model, seed=run.recipe.seed + number)
-        trainer.fit(module, datamodule=data, ckpt_path=_latest(checkpoints), weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoints.latest(), weights_only=True)
     _finish(run, number, model, trainer)
+    checkpoints.clear()
 
 
 class StageData(pl.LightningDataModule):
@@ -135,6 +136,7 @@ def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.
         max_steps=stage.steps,
         precision=precision,  # type: ignore[arg-type]
         gradient_clip_val=stage.clip or None,
+        enable_checkpointing=False,
         logger=[_csv(folder), TensorBoardLogger(folder, name="tensorboard", version="")],
         callbacks=callbacks,
         log_every_n_steps=1,
@@ -150,22 +152,6 @@ def _csv(folder: Path) -> CSVLogger:
     return CSVLogger(folder, name="logs", version=f"{taken_up:03d}", flush_logs_every_n_steps=1)
 
 
-def _saver(folder: Path, stage: StageSpec) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder,
-        filename="{step}",
-        every_n_train_steps=min(stage.checkpoint_every, stage.steps),
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-
-
-def _latest(folder: Path) -> str | None:
-    """The checkpoint of the highest step."""
-    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
-    return str(found[-1]) if found else None
-
-
 def _finish(run: Run, number: int, model: VLM, trainer: pl.Trainer) -> None:
     folder, stage = run.stage(number), run.recipe.stages[number]
     model.save(run.model_after(number))
@@ -173,8 +159,6 @@ def _finish(run: Run, number: int, model: VLM, trainer: pl.Trainer) -> None:
     plot_stage(metrics, folder / "loss.png", title=f"{stage.name} ({stage.objective.name})")
     figures = {"steps": trainer.global_step, "loss": float(trainer.callback_metrics["loss"])}
     (folder / "done.json").write_text(json.dumps(figures), encoding="utf8")
-    for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
-        checkpoint.unlink()
 
 
 def _device_settings(folder: Path, model: VLM, stage: StageSpec) -> dict[str, str]:

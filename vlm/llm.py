@@ -1,6 +1,5 @@
 """The decoder LLM: any Hugging Face causal LM as it is."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -96,8 +95,28 @@ def decoder_blocks(llm: nn.Module) -> nn.ModuleList:
     raise ConfigError(f"{type(llm).__name__} has no list of {count} decoder blocks to attach to")
 
 
+class _Reached(Exception):
+    """Raised by a probe in the first decoder block, so that nothing behind it is computed."""
+
+
 def passes_keywords(llm: nn.Module) -> bool:
-    """Whether unknown keywords given to the LLM's forward reach its blocks, as in all current transformers families."""
-    block = decoder_blocks(llm)[0]
-    kinds = [parameter.kind for parameter in inspect.signature(block.forward).parameters.values()]
-    return inspect.Parameter.VAR_KEYWORD in kinds
+    """Whether an unknown keyword given to the LLM's forward reaches its blocks, as in nearly all transformers families.
+
+    Found out by trying: some families' signatures accept any keyword and drop it.
+    """
+    seen: list[bool] = []
+
+    def probe(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        seen.append("probe" in kwargs)
+        raise _Reached
+
+    weight = embedding(llm).weight
+    handle = decoder_blocks(llm)[0].register_forward_pre_hook(probe, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            llm(inputs_embeds=weight.new_zeros(1, 1, weight.shape[1]), probe=True)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return seen == [True]

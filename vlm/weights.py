@@ -108,7 +108,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def config_fields(config: Any) -> dict[str, Any]:
-    """The fields of a transformers config that differ from its defaults, as plain data for `transformers_config`."""
+    """The fields of a transformers config that differ from its defaults, as plain data for `transformers_config`.
+
+    Attributes that the config computes itself (DINOv2's `stage_names`, SAM's `scale`) are no fields and left out.
+    """
     fields_: dict[str, Any] = config.to_diff_dict()
-    dropped = ("transformers_version", "_name_or_path", "architectures")
-    return {"model_type": config.model_type, **{k: v for k, v in fields_.items() if k not in dropped}}
+    known = _field_names(type(config)) - {"transformers_version", "architectures"}
+    return {"model_type": config.model_type, **{k: v for k, v in fields_.items() if k in known}}

@@ -1,4 +1,4 @@
-"""What the encoder tests share: functions, given as fixtures (tests are no package, so nothing can be imported here)."""
+"""What the encoder tests share: functions, given as fixtures because tests are no package."""
 
 import json
 
@@ -6,17 +6,21 @@ import pytest
 import torch
 
 from vlm.encoder import Encoder
+from vlm.schema import check_options
 from vlm.weights import planning
 
 torch.set_num_threads(1)
 
 
 def _perturb(module, seed=0):
-    """Every parameter and float buffer gets another value: norm weights of one and gates of zero hide mistakes."""
+    """Every parameter and running statistic gets another value: norm weights of one and gates of zero hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand(buffer.shape, generator=generator) * 0.5)
     return module.eval()
 
 
@@ -42,7 +46,7 @@ def _check_contract(encoder: Encoder, sizes=()):
         other = encoder(_pixels(*encoder.image.size, seed=2)).tokens
         assert (other - encoder(_pixels(*encoder.image.size)).tokens).abs().max() > 1e-3, "nor on the image"
 
-    options = json.loads(json.dumps(encoder.resolved()))
+    options = check_options(type(encoder), json.loads(json.dumps(encoder.resolved())))  # as a saved model reads them
     assert "weights" not in options
     again = type(encoder)(**options)
     again.load_state_dict(encoder.state_dict())

@@ -5,8 +5,8 @@ import json
 import pytest
 import timm
 import torch
-
 from vlm.encoders.timms import Timm
+
 from vlm.errors import ConfigError
 from vlm.weights import planning
 
@@ -160,7 +160,7 @@ def test_a_file_that_lacks_parameters_is_refused(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     for weights in (tmp_path, tmp_path / "model.safetensors"):
         options = VIT | {"img_size": 48, "num_classes": 7}
-        with pytest.raises(ConfigError, match="blocks.1.attn.qkv.weight") as caught:
+        with pytest.raises(ConfigError, match=r"blocks\.1\.attn\.qkv\.weight") as caught:
             Timm(model="vit_tiny_patch16_224", weights=str(weights), config=options)
         assert caught.value.problems[0].place == "weights"
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-
 from vlm.encoders.views import Crop, Pad, Squash
+
 from vlm.views import ImageSpec, View
 
 SPEC = ImageSpec((40, 40), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

@@ -1,5 +1,6 @@
 """An interrupted run continues where it was: the same losses and weights to the bit as one that was not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_continues_after_sigkill(uninterrupted: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(recipe()))
     command = [sys.executable, "-m", "vlm", "train", str(file), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(out.glob("stages/02-instruct/checkpoints/*.ckpt")):
         assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]

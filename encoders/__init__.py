@@ -1,0 +1,1 @@
+"""Image views and vision encoders."""

@@ -1,0 +1,151 @@
+"""Encoders that read a library's uniform door to features, `forward_intermediates` (timm, open_clip)."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vlm.encoder import Encoder
+from vlm.errors import ConfigError, Problem, unknown
+from vlm.features import Features, Grid
+from vlm.views import Size
+
+from .common import Prefix, check_prefix, layer_indices, select, whole_patches
+
+Maps = list[tuple[Tensor, Tensor | None]]
+"""Per layer a map [N, C, H, W] and its prefix tokens [N, E, C]."""
+
+
+class Intermediates(Encoder):
+    """Layers of any backbone, as maps [N, C, H, W] with prefix tokens aside.
+
+    Layer i is the output of block i - 1 (of stage i - 1 in a pyramid) and -1 the last; the library does not give the
+    input of block 0, so layer 0 does not exist here. Widths and grids come from the backbone itself, run once without
+    data on the meta device: one formula for plain ViTs, windows, and convolutions with any padding.
+    """
+
+    def _setup(self, layers: Sequence[int], depth: int, prefix: Prefix, *, norm: bool, patch: int | None) -> None:
+        """Called last in a subclass's `__init__`, when `image` and the backbone are there.
+
+        Args:
+            layers: as the user wrote them.
+            depth: number of blocks or stages.
+            prefix: what becomes of prefix tokens.
+            norm: the library's final norm on the layers that it can be applied to.
+            patch: pixels per token where the backbone is fixed to multiples of it; None where it takes any size.
+        """
+        self._take = tuple(layer - 1 for layer in layer_indices(layers, depth, first=1))
+        self.layers = tuple(layers)
+        self.norm = norm
+        self._patch = patch
+        self._grids: dict[Size, Grid] = {}
+        maps = self._probe(self.image.size)
+        prefixes = maps[0][1]
+        self._count = 0 if prefixes is None else prefixes.shape[1]
+        self.prefix = check_prefix(prefix, self._count)
+        self.width = sum(features.shape[1] for features, _ in maps)
+        self.grid(self.image.size)
+
+    @abstractmethod
+    def _maps(self, pixels: Tensor, indices: list[int]) -> Maps:
+        """Maps of the given blocks or stages, in ascending order as `indices`."""
+
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels [N, 3, H, W] -> tokens [N, T, C * layers]."""
+        maps = self._selected(pixels)
+        height, width = maps[0][0].shape[-2:]
+        states = [
+            tokens if prefix is None else torch.cat([prefix, tokens], dim=1)  # [N, E + T, C]
+            for tokens, prefix in ((features.flatten(2).transpose(1, 2), prefix) for features, prefix in maps)
+        ]
+        return select(states, (height, width), count=self._count, keep=self.prefix > 0)
+
+    def grid(self, size: Size) -> Grid:
+        if size not in self._grids:
+            self._grids[size] = self._one_grid(self._probe(size))
+        return self._grids[size]
+
+    def _selected(self, pixels: Tensor) -> Maps:
+        """Maps in the order the user gave: the library sorts them and leaves out doubles."""
+        indices = sorted(set(self._take))
+        found = dict(zip(indices, self._maps(pixels, indices), strict=True))
+        return [found[index] for index in self._take]
+
+    def _probe(self, size: Size) -> Maps:
+        """What the backbone yields for pixels of `size`, on the meta device: shapes, no work and no memory.
+
+        Raises:
+            ConfigError: the backbone cannot take it.
+        """
+        if self._patch is not None:
+            whole_patches(size, (self._patch, self._patch))
+        call = _Call(self, self._selected)
+        tensors = dict(call.named_parameters()) | dict(call.named_buffers())
+        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        dtype = next(self.parameters()).dtype
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                pixels = torch.empty(2, 3, *size, dtype=dtype)  # two, for batch norm in training mode
+                maps: Maps = functional_call(call, tensors, (pixels,))
+        except (RuntimeError, AssertionError, ValueError) as error:  # timm states its demands as assertions
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            wanted = f"layers {list(self.layers)} with norm={self.norm} for {size[0]}x{size[1]} pixels"
+            raise ConfigError(f"the backbone cannot yield {wanted}: {text}") from error
+        return maps
+
+    def _one_grid(self, maps: Maps) -> Grid:
+        grids = [(int(features.shape[-2]), int(features.shape[-1])) for features, _ in maps]
+        if len(set(grids)) > 1:
+            shown = ", ".join(f"layer {layer}: {h}x{w}" for layer, (h, w) in zip(self.layers, grids, strict=True))
+            raise ConfigError(Problem("layers", f"only layers of one grid can be concatenated; {shown}"))
+        return grids[0]
+
+
+class _Call(nn.Module):
+    """A method of a module as a module of its own, for `functional_call`."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self._function(pixels)
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` has a parameter called `name` (the backbones' doors differ in a few)."""
+    return name in inspect.signature(function).parameters
+
+
+def fixed_patch(model: Any) -> int | None:
+    """Pixels per token of a plain timm ViT, which would cut off what does not fill a patch; None for all others."""
+    cfg = model.pretrained_cfg
+    steps = {info["reduction"] for info in model.feature_info}
+    step = int(min(steps))
+    own = cfg.get("input_size", (3, 0, 0))[1:]
+    plain = len(steps) == 1 and cfg.get("fixed_input_size", False) and not any(length % step for length in own)
+    return step if plain else None
+
+
+def without_head(model: Any) -> Any:
+    """A timm model without its classifier and pooling head; all blocks and the final norm stay."""
+    model.prune_intermediate_layers(list(range(len(model.feature_info))), prune_norm=False, prune_head=True)
+    return model
+
+
+def split_pairs(found: Sequence[Any]) -> Maps:
+    """timm gives (map, prefix) pairs from backbones that have prefix tokens and bare maps from all others."""
+    return [pair if isinstance(pair, tuple) else (pair, None) for pair in found]
+
+
+def unknown_model(library: str, name: str, known: Sequence[str]) -> ConfigError:
+    """The error for a model's name that the library does not have: the nearest ones of its many."""
+    near = get_close_matches(name, known, n=10, cutoff=0.3) or list(known[:10])
+    message = f"{unknown(f'{library} model', name, near)} and {len(known) - len(near)} more"
+    return ConfigError(Problem("model", message))

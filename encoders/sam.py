@@ -1,0 +1,109 @@
+"""SAM's image encoder from transformers."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlm.encoder import Encoder
+from vlm.features import Features, Grid
+from vlm.views import Size
+from vlm.weights import transformers_model
+
+from .common import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    as_size,
+    layer_indices,
+    saved_spec,
+    select,
+    whole_patches,
+)
+from .hub import Statistics, final_spec, read_spec, saved_config, vision_config
+
+
+class Sam(Encoder):
+    """The ViT of Segment Anything: windowed and global attention at high resolution (arXiv 2304.02643). No CLS.
+
+    DeepSeek-VL (arXiv 2403.05525) and Vary (arXiv 2312.06109) read text with it, through its neck: the default.
+
+    Args:
+        weights: hub id or local folder (of the whole SAM or of its vision part).
+        config: fields of a `SamVisionConfig` instead: random weights at these sizes.
+        layers: hidden states to yield (see `Encoder.layers`).
+        neck: each selected layer through SAM's own convolutional neck, `output_channels` (256) wide; False yields the
+            blocks' output, `hidden_size` wide.
+        size: (height, width) in pixels, if not the weights' own 1024; position embeddings are interpolated.
+        image: fields of a saved `ImageSpec`; overrides `size` and the weights' own.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str | None = None,
+        config: dict[str, Any] | None = None,
+        layers: tuple[int, ...] = (-1,),
+        neck: bool = True,
+        size: int | tuple[int, int] | None = None,
+        image: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        from transformers import SamVisionModel
+
+        self._config = vision_config(weights, config, ("sam_vision_model",))
+        self._patch = as_size(self._config.patch_size)
+        self._take = layer_indices(layers, self._config.num_hidden_layers)
+        self.layers = tuple(layers)
+        self.prefix = 0
+        self.neck = neck
+        own = Statistics(IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+        self.image = final_spec(read_spec(weights, as_size(self._config.image_size), own), size, image)
+        self.width = (self._config.output_channels if neck else self._config.hidden_size) * len(layers)
+        self.grid(self.image.size)  # raises now what would else fail at the first image
+        self.model = transformers_model(SamVisionModel, self._config, weights)
+
+    def forward(self, pixels: Tensor) -> Features:
+        """pixels [N, 3, H, W] -> tokens [N, T, C * layers]. Blocks beyond the deepest selected layer do not run."""
+        grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
+        hidden = self._embed(pixels, grid)  # channels last: [N, h, w, C]
+        states = {0: hidden}
+        for index, block in enumerate(self.model.vision_encoder.layers[: max(self._take)], start=1):
+            hidden = block(hidden)
+            if index in self._take:
+                states[index] = hidden
+        return select([self._tokens(states[index]) for index in self._take], grid, count=0, keep=False)
+
+    def grid(self, size: Size) -> Grid:
+        return whole_patches(size, self._patch)
+
+    def resolved(self) -> dict[str, Any]:
+        return {
+            "config": saved_config(self._config, self.model),
+            "layers": list(self.layers),
+            "neck": self.neck,
+            "image": saved_spec(self.image),
+        }
+
+    def _embed(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """Patch and position embeddings, [N, h, w, C]; the library itself refuses any size but the weights' own."""
+        encoder = self.model.vision_encoder
+        projection = encoder.patch_embed.projection
+        hidden: Tensor = projection(pixels.to(projection.weight.dtype)).permute(0, 2, 3, 1)
+        if self._config.use_abs_pos:
+            hidden = hidden + resampled(encoder.pos_embed, grid)
+        return hidden
+
+    def _tokens(self, hidden: Tensor) -> Tensor:
+        """[N, h, w, C] -> [N, h * w, C], through the neck if asked for."""
+        if self.neck:
+            return self.model.vision_encoder.neck(hidden).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return hidden.flatten(1, 2)
+
+
+def resampled(positions: Tensor, grid: Grid) -> Tensor:
+    """Position embeddings [1, h, w, C] at another grid: bicubic with antialiasing in float32, as timm does for SAM."""
+    if positions.shape[1:3] == grid:
+        return positions
+    maps = positions.float().permute(0, 3, 1, 2)
+    maps = F.interpolate(maps, size=grid, mode="bicubic", antialias=True)
+    return maps.permute(0, 2, 3, 1).to(positions.dtype)

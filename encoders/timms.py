@@ -1,0 +1,158 @@
+"""Any image model of timm as an encoder."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vlm.errors import ConfigError, Problem
+from vlm.views import ImageSpec
+from vlm.weights import is_planning
+
+from .common import as_size, image_spec, saved_spec
+from .hub import final_spec
+from .intermediates import Intermediates, Maps, fixed_patch, split_pairs, takes, unknown_model, without_head
+
+
+class Timm(Intermediates):
+    """A timm model (ViT, ConvNeXt, ResNet, Swin, SAM, ...) read through its `forward_intermediates`.
+
+    Default: the last block's output with the final norm, which is what timm's `forward_features` gives for most. In
+    a pyramid layer i is the output of stage i - 1 of `feature_info`, each with its own width and grid.
+
+    Args:
+        model: timm's name, with or without a tag (`vit_so400m_patch14_siglip_384.webli`).
+        pretrained: timm's own weights for that name.
+        weights: a local safetensors file, a local folder, or a hub id, instead; folder and hub bring their config.
+        config: further arguments of timm's model, e.g. `{depth: 2, embed_dim: 32}`.
+        layers: blocks' or stages' outputs to yield, 1 to their number, or from the end.
+        prefix: `drop` puts CLS and registers into `Features.extra`, `keep` leaves them in front of the tokens.
+        norm: the final norm, on the layers to which timm applies it (ViTs: each; pyramids: the last; SAM: its neck).
+        size: (height, width) in pixels, if not the weights' own; timm resamples position embeddings and windows.
+        image: fields of a saved `ImageSpec`; overrides `size` and the weights' own.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        config: dict[str, Any] | None = None,
+        layers: tuple[int, ...] = (-1,),
+        prefix: Literal["drop", "keep"] = "drop",
+        norm: bool = True,
+        size: int | tuple[int, int] | None = None,
+        image: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._name = model
+        self._options = dict(config or {})
+        source = self._source(pretrained, weights)
+        cfg = _pretrained_cfg(source)
+        own = _own_spec(cfg, self._options.get("img_size"))
+        self.image = final_spec(own, size, image)
+        if cfg.get("fixed_input_size") or "img_size" in self._options:  # the others are convolutions, of any size
+            self._options["img_size"] = list(self.image.size)
+        self.model: Any = _create(source, self._options)
+        self._setup(layers, len(self.model.feature_info), prefix, norm=norm, patch=fixed_patch(self.model))
+
+    def _maps(self, pixels: Tensor, indices: list[int]) -> Maps:
+        door = self.model.forward_intermediates
+        extra = {"return_prefix_tokens": True} if takes(door, "return_prefix_tokens") else {}
+        found = door(pixels, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True, **extra)
+        return split_pairs(found)
+
+    def resolved(self) -> dict[str, Any]:
+        return {
+            "model": self._name,
+            "config": json.loads(json.dumps(self._options)),  # tuples become lists, as they will when saved
+            "layers": list(self.layers),
+            "prefix": "keep" if self.prefix else "drop",
+            "norm": self.norm,
+            "image": saved_spec(self.image),
+        }
+
+    def _source(self, pretrained: bool, weights: str | None) -> dict[str, Any]:
+        """Arguments of `timm.create_model` that say which model and which weights.
+
+        Raises:
+            ConfigError: timm has no such model or tag, or the folder holds another model.
+        """
+        import timm
+        from timm.models import get_arch_name, get_arch_pretrained_cfgs, split_model_name_tag
+
+        name, tag = split_model_name_tag(self._name)
+        if not timm.is_model(name):
+            raise unknown_model("timm", name, timm.list_models())
+        if tag and tag not in get_arch_pretrained_cfgs(name):
+            raise unknown_model("timm", self._name, [f"{name}.{tag}" for tag in get_arch_pretrained_cfgs(name) if tag])
+        if weights is None:
+            return {"model_name": self._name, "pretrained": pretrained and not is_planning()}
+        if pretrained:
+            raise ConfigError(Problem("weights", "give `weights` or `pretrained: true`, not both"))
+        if Path(weights).is_file():
+            overlay = {"file": weights} | {key: self._options[key] for key in self._options if key == "num_classes"}
+            return {"model_name": self._name, "pretrained": not is_planning(), "pretrained_cfg_overlay": overlay}
+        prefix = "local-dir" if Path(weights).is_dir() else "hf-hub"
+        cfg, found, saved = _folder(prefix, weights)
+        if get_arch_name(found) != name:
+            raise ConfigError(Problem("model", f"`{weights}` holds a `{found}`, not a `{name}`"))
+        self._options = {**(saved or {}), **self._options}
+        return {"model_name": f"{prefix}:{weights}", "pretrained": not is_planning(), "cfg": cfg}
+
+
+def _folder(prefix: str, weights: str) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+    """(pretrained_cfg, model's name, model's arguments) of a timm folder or hub repository."""
+    from timm.models import load_model_config_from_hf
+    from timm.models._hub import load_model_config_from_path  # timm exports only its twin
+
+    load = load_model_config_from_path if prefix == "local-dir" else load_model_config_from_hf
+    try:
+        found: tuple[dict[str, Any], str, dict[str, Any] | None] = load(weights)
+    except (OSError, ValueError) as error:
+        raise ConfigError(Problem("weights", f"no timm model at `{weights}`: {error}")) from error
+    return found
+
+
+def _pretrained_cfg(source: dict[str, Any]) -> dict[str, Any]:
+    """timm's description of the weights: mean, std, size."""
+    import timm
+
+    if "cfg" in source:
+        cfg: dict[str, Any] = source["cfg"]
+        return cfg
+    known: Any = timm.get_pretrained_cfg(source["model_name"])
+    return dict(known.to_dict()) if known is not None else {}
+
+
+def _own_spec(cfg: dict[str, Any], img_size: Any) -> ImageSpec:
+    """The weights' training size, mean, std and interpolation; timm's crop is left to the views."""
+    from timm.data.config import resolve_data_config
+
+    data: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg or {"input_size": (3, 224, 224)}, use_test_size=False)
+    interpolation = {"random": "bicubic"}.get(data["interpolation"], data["interpolation"])
+    size = as_size(data["input_size"][1:] if img_size is None else img_size)
+    return image_spec({"size": size, "mean": data["mean"], "std": data["std"], "interpolation": interpolation})
+
+
+def _create(source: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The model without its classifier and pooling head.
+
+    The head is taken off after loading: a model created without one makes timm load without checking (`strict` off),
+    and parameters that the file lacks would stay random.
+    """
+    import timm
+
+    arguments = {key: value for key, value in source.items() if key != "cfg"}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    try:
+        model: Any = timm.create_model(**arguments, **options)
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(Problem("config", f"timm refuses {options}: {error}")) from error
+    except RuntimeError as error:
+        if not source["pretrained"]:
+            raise
+        raise ConfigError(Problem("weights", f"they do not fit the model: {error}")) from error
+    return without_head(model)

@@ -1,0 +1,1 @@
+"""Metrics, tasks, the runner, reports."""

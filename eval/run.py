@@ -1,0 +1,99 @@
+"""Evaluates a model on several tasks: what `vlm eval` calls."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from PIL import Image
+
+from vlm.encoder import Encoder
+from vlm.errors import ConfigError
+from vlm.images import open_image
+from vlm.model import VLM
+from vlm.sample import Sample
+from vlm.saving import load
+
+from .report import Pictures, write_report
+from .results import Row, TaskResult, save_results
+from .runner import Answerer, evaluate
+from .task import Task, load_task
+
+
+def run(
+    model: str | Path | Answerer,
+    tasks: Sequence[str],
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    batch_size: int = 16,
+    curves: Sequence[Path] = (),
+    progress: bool = True,
+) -> list[TaskResult]:
+    """Evaluate and write `results.json`, `report.html` and each task's answers to `out`; the results, a task each.
+
+    Args:
+        model: the folder of a saved model or run, or a model.
+        tasks: names of shipped tasks or paths of YAML files.
+        data: the path that `$DATA` stands for in a task, such as your own questions for `mine`.
+        out: folder to write to; `eval` in the model's folder if absent (`runs/eval` for a model that has none).
+        batch_size: samples per forward pass.
+        curves: PNG plots to put into the report.
+        progress: show a bar on the terminal.
+
+    Raises:
+        ConfigError: a task or its data cannot be used; found before the model is loaded.
+    """
+    loaded = _load_tasks(tasks, data)
+    for task in loaded:
+        task.open()
+    name = str(model) if isinstance(model, str | Path) else type(model).__name__
+    if out is None:
+        out = Path(model) / "eval" if isinstance(model, str | Path) else Path("runs/eval")
+    answerer: Answerer = load(model) if isinstance(model, str | Path) else model
+    results: list[TaskResult] = []
+    for task in loaded:
+        results.append(evaluate(answerer, task, out=out, batch_size=batch_size, progress=progress))
+        save_results(out / "results.json", results, model=name)  # a later task that fails costs no earlier one
+    write_report(
+        out / "report.html",
+        results,
+        [row for result in results for row in result.rows],
+        title=f"Evaluation of {name}",
+        curves=curves,
+        pictures=pictures_of(answerer, loaded),
+    )
+    return results
+
+
+def _load_tasks(names: Sequence[str], data: str | None) -> list[Task]:
+    if not names:
+        raise ConfigError("no task to run; name at least one")
+    tasks = [load_task(name) for name in names]
+    known = [task.name for task in tasks]
+    twice = sorted({name for name in known if known.count(name) > 1})
+    if twice:
+        raise ConfigError(f"task `{twice[0]}` is named twice; its answers would overwrite each other")
+    if data is not None and not any(task.needs_data for task in tasks):
+        raise ConfigError(f"--data {data}: none of the tasks {', '.join(known)} reads your own file; `mine` does")
+    return tasks if data is None else [task.with_data(data) for task in tasks]
+
+
+def pictures_of(model: Answerer, tasks: Sequence[Task]) -> Pictures:
+    """A function that gives the images of a row as the model's first encoder saw them."""
+    sources = {task.name: task.open() for task in tasks}
+
+    def pictures(row: Row) -> list[Image.Image]:
+        sample = sources[row.task][row.index]
+        return _seen(model, sample) if isinstance(model, VLM) else [open_image(image) for image in sample.images]
+
+    return pictures
+
+
+def _seen(model: VLM, sample: Sample) -> list[Image.Image]:
+    """Every view of every image, sized and padded as the encoder gets it, in colours again."""
+    spec = cast(Encoder, model.encoders[0]).image
+    shown = []
+    for image in map(open_image, sample.images):
+        for view in model.processor.plan(image.height, image.width)[0]:
+            shown.append(spec.denormalise(view.render(image, spec)))
+    return shown
