@@ -12,7 +12,8 @@ test: .venv/installed
 
 check: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types && cp -r vlm build/types/ && cp -r encoders connectors train eval build/types/vlm/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p vlm
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

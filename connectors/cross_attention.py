@@ -104,9 +104,7 @@ class GatedBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attention = MultiHead(width, context, heads=heads)
         self.attention_gate = nn.Parameter(torch.zeros(1))
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.mlp_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ class ChannelMerge(Merge):
 
     def _align(self, features: Features) -> Tensor:
         if features.grid is None or features.mask is not None:
-            raise RuntimeError(f"channels merge on full grids; got grid {features.grid}, mask {features.mask is not None}")
+            raise RuntimeError(
+                f"channels merge on full grids; got grid {features.grid}, mask {features.mask is not None}"
+            )
         if features.grid == self.grid:
             return features.tokens
         maps = features.tokens.transpose(1, 2).unflatten(-1, features.grid)  # [N, C, H, W]

@@ -1,5 +1,6 @@
 """Connectors that map each token by itself."""
 
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -56,7 +57,7 @@ class Mlp(Connector):
         _check_positive(depth=depth, hidden=hidden or out_width)
         self.out_width = out_width
         widths = [in_width, *[hidden or out_width] * (depth - 1), out_width]
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, features: Features) -> Features:

@@ -34,8 +34,7 @@ class Perceiver(Connector):
         self.out_width = out_width
         self.latents = nn.Parameter(torch.randn(latents, in_width) * in_width**-0.5)
         self.blocks = nn.ModuleList(
-            PerceiverBlock(in_width, heads=heads or default_heads(in_width), mlp_ratio=mlp_ratio)
-            for _ in range(depth)
+            PerceiverBlock(in_width, heads=heads or default_heads(in_width), mlp_ratio=mlp_ratio) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(in_width)
         self.projection = nn.Linear(in_width, out_width)
@@ -69,9 +68,7 @@ class PerceiverBlock(nn.Module):
         self.norm_latents = nn.LayerNorm(width)
         self.attention = MultiHead(width, heads=heads)
         hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, latents: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """latents [N, L, C], tokens [N, T, C], mask bool [N, 1, 1, T + L] -> [N, L, C]."""

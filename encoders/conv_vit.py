@@ -1,20 +1,19 @@
 """A small encoder to be trained from scratch: a convolutional stem, then a few transformer blocks."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm.attention import MultiHead, head_size
 from vlm.encoder import Encoder
 from vlm.errors import ConfigError, Problem
 from vlm.features import Features, Grid
 from vlm.views import ImageSpec, Size
 
 from .common import HALF, whole_patches
-
-Attention = Literal["sdpa", "eager"]
 
 
 class ConvVit(Encoder):
@@ -31,7 +30,6 @@ class ConvVit(Encoder):
         heads: attention heads; they divide `width`.
         mean: per channel, of pixels in 0-1.
         std: per channel.
-        attention: `sdpa` is torch's fused kernel, `eager` two plain matrix products; may be changed at any time.
     """
 
     def __init__(
@@ -45,7 +43,6 @@ class ConvVit(Encoder):
         heads: int = 4,
         mean: tuple[float, float, float] = HALF,
         std: tuple[float, float, float] = HALF,
-        attention: Attention = "sdpa",
     ) -> None:
         super().__init__()
         steps = [(2, 2)] * len(stem) if strides is None else [(down, across) for down, across in strides]
@@ -55,7 +52,6 @@ class ConvVit(Encoder):
         self._step = (math.prod(step[0] for step in steps), math.prod(step[1] for step in steps))
         self.width, self.layers, self.prefix = width, (-1,), 0
         self.image = ImageSpec((size[0], size[1]), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-        self.attention: Attention = attention
         self.stem = nn.Sequential(*_stem(stem, steps, width))
         self.positions = nn.Parameter(torch.randn(1, width, *self.grid(self.image.size)) * 0.02)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
@@ -67,7 +63,7 @@ class ConvVit(Encoder):
         hidden = self.stem(pixels) + self._positions_at(grid)  # [N, C, h, w]
         hidden = hidden.flatten(2).transpose(1, 2)  # [N, T, C]
         for block in self.blocks:
-            hidden = block(hidden, fused=self.attention == "sdpa")
+            hidden = block(hidden)
         return Features(self.norm(hidden), grid)
 
     def grid(self, size: Size) -> Grid:
@@ -75,7 +71,7 @@ class ConvVit(Encoder):
 
     def resolved(self) -> dict[str, Any]:
         spec = {"size": list(self.image.size), "mean": list(self.image.mean), "std": list(self.image.std)}
-        return {**self._options, **spec, "attention": self.attention}
+        return {**self._options, **spec}
 
     def _positions_at(self, grid: Grid) -> Tensor:
         if self.positions.shape[2:] == grid:
@@ -89,8 +85,10 @@ def _check(stem: tuple[int, ...], strides: list[tuple[int, int]], width: int, he
         problems.append(Problem("stem", "give the channels of at least one convolution, e.g. [32, 64]"))
     if len(strides) != len(stem):
         problems.append(Problem("strides", f"{len(strides)} strides for {len(stem)} convolutions in `stem`"))
-    if heads < 1 or width % heads:
-        problems.append(Problem("heads", f"{heads} heads do not divide a width of {width}"))
+    try:
+        head_size(width, heads)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
 
@@ -113,26 +111,14 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self._heads = heads
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.attention = MultiHead(width, heads=heads, bias=True)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, hidden: Tensor, *, fused: bool) -> Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """[N, T, C] -> [N, T, C]."""
-        hidden = hidden + self.out(self._attend(self.norm1(hidden), fused=fused))
+        normed = self.norm1(hidden)
+        hidden = hidden + self.attention(normed, normed)
         out: Tensor = hidden + self.mlp(self.norm2(hidden))
         return out
-
-    def _attend(self, hidden: Tensor, *, fused: bool) -> Tensor:
-        views, length, width = hidden.shape
-        qkv = self.qkv(hidden).view(views, length, 3, self._heads, width // self._heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, C / heads]
-        if fused:
-            mixed = F.scaled_dot_product_attention(query, key, value)
-        else:
-            scores = (query @ key.transpose(-2, -1)) / math.sqrt(width // self._heads)
-            mixed = scores.softmax(dim=-1) @ value
-        return mixed.transpose(1, 2).reshape(views, length, width)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from vlm.attention import Implementation
 from vlm.encoder import Encoder
 from vlm.features import Features, Grid
 from vlm.views import Size
@@ -80,6 +81,9 @@ class HubViT(Encoder):
                 states[index] = hidden
         chosen = [self._norm()(states[index]) if self.norm else states[index] for index in self._take]
         return select(chosen, grid, count=self._count, keep=self.prefix > 0)
+
+    def set_attention(self, how: Implementation) -> None:
+        self.model.set_attn_implementation(how)
 
     def grid(self, size: Size) -> Grid:
         return whole_patches(size, self._patch)

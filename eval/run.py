@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from PIL import Image
 
-from vlm.encoder import Encoder
 from vlm.errors import ConfigError
 from vlm.images import open_image
 from vlm.model import VLM
-from vlm.sample import Sample
 from vlm.saving import load
 
 from .report import Pictures, write_report
@@ -84,16 +81,8 @@ def pictures_of(model: Answerer, tasks: Sequence[Task]) -> Pictures:
 
     def pictures(row: Row) -> list[Image.Image]:
         sample = sources[row.task][row.index]
-        return _seen(model, sample) if isinstance(model, VLM) else [open_image(image) for image in sample.images]
+        if not isinstance(model, VLM):
+            return [open_image(image) for image in sample.images]
+        return [view for image in sample.images for view in model.processor.seen(image)[0]]
 
     return pictures
-
-
-def _seen(model: VLM, sample: Sample) -> list[Image.Image]:
-    """Every view of every image, sized and padded as the encoder gets it, in colours again."""
-    spec = cast(Encoder, model.encoders[0]).image
-    shown = []
-    for image in map(open_image, sample.images):
-        for view in model.processor.plan(image.height, image.width)[0]:
-            shown.append(spec.denormalise(view.render(image, spec)))
-    return shown

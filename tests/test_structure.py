@@ -67,7 +67,9 @@ def test_importing_vlm_and_its_command_line_loads_nothing_heavy() -> None:
 
 
 def test_importing_parts_loads_no_model_library() -> None:
-    modules = ", ".join(f"vlm.{path.parent.name}.{path.stem}" for path in FILES if path.parent.name in ("encoders", "connectors"))
+    modules = ", ".join(
+        f"vlm.{path.parent.name}.{path.stem}" for path in FILES if path.parent.name in ("encoders", "connectors")
+    )
     assert not loaded_by(f"import vlm.registry, {modules.replace('.__init__', '')}") & HEAVY
 
 

@@ -132,6 +132,8 @@ def loader(
         batch_sampler=Positions(stage, start=start, rank=rank, world=world),
         collate_fn=processor.collate,
         num_workers=stage.workers,
-        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, and dropout shifts on resume
+        generator=torch.Generator().manual_seed(
+            seed
+        ),  # else it draws from the global one, and dropout shifts on resume
         pin_memory=torch.cuda.is_available(),
     )

@@ -107,7 +107,11 @@ class ReadSlots(Objective):
             targets = self._targets(batch, name)
             smooth = self.label_smoothing
             total = total + F.cross_entropy(
-                found.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum", label_smoothing=smooth
+                found.flatten(0, 1).float(),
+                targets.flatten(),
+                ignore_index=-100,
+                reduction="sum",
+                label_smoothing=smooth,
             )
             count += int((targets != -100).sum())
         return Loss(total, count)

@@ -1,8 +1,8 @@
 """All stages of a recipe, one after the other, in one run folder; the same call again continues where it was.
 
-    run/recipe.yaml                 what was asked for
-    run/stages/01-align/            metrics.csv, loss.png, tensorboard/, checkpoints/ while it runs, model/, done.json
-    run/model/                      the model after the last stage
+run/recipe.yaml                 what was asked for
+run/stages/01-align/            metrics.csv, loss.png, tensorboard/, checkpoints/ while it runs, model/, done.json
+run/model/                      the model after the last stage
 """
 
 import json
@@ -46,7 +46,9 @@ class Run:
         if file.exists():
             differ = _differences(read_recipe(read_yaml(file)).dump(), recipe.dump())
             if differ:
-                raise ConfigError(f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out")
+                raise ConfigError(
+                    f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")
 
@@ -99,7 +101,7 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     stage, folder = run.recipe.stages[number], run.stage(number)
     folder.mkdir(parents=True, exist_ok=True)
     settings = _device_settings(folder, model, stage)
-    model.set_attention(settings["attention"])
+    model.set_attention(settings["attention"])  # type: ignore[arg-type]
     pl.seed_everything(run.recipe.seed + number, verbose=False)
     objective = construct(registry.objectives, stage.objective, facts(model))
     checkpoints = Checkpoints(folder / "checkpoints", stage.checkpoint_every)
@@ -198,7 +200,11 @@ def _check(recipe: Recipe, plan: VLM) -> None:
             except ConfigError as error:
                 problems += error.under(join("stages", number)).problems
     names = [stage.name for stage in recipe.stages]
-    problems += [Problem(join("stages", n, "name"), f"`{name}` stands twice") for n, name in enumerate(names) if name in names[:n]]
+    problems += [
+        Problem(join("stages", n, "name"), f"`{name}` stands twice")
+        for n, name in enumerate(names)
+        if name in names[:n]
+    ]
     if problems:
         raise ConfigError(problems)
 

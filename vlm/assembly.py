@@ -17,7 +17,6 @@ from vlm.parts import learning_rates
 from vlm.recipe import LlmSpec, ModelSpec, PartSpec, Recipe, inspect_recipe
 from vlm.routes import SequenceRoute
 from vlm.schema import check_options, given, options
-from vlm.views import Views
 from vlm.weights import config_fields, planning
 
 Source = str | Path | Mapping[str, Any] | Recipe

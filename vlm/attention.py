@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: Implementa
     """
     if how == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v
@@ -72,10 +72,12 @@ class MultiHead(nn.Module):
     def look(self, queries: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Queries [N, Tq, width] over given keys and values -> [N, Tq, width]."""
         found = attend(self._split(self.q(queries)), k, v, mask, self.how)
-        return self.out(found.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return mixed
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = tokens.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return heads.transpose(1, 2)
 
 
 def head_size(width: int, heads: int) -> int:

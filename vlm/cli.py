@@ -21,7 +21,8 @@ app = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write to.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. model.connector=perceiver.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. model.connector=perceiver."),
 ]
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe (see `vlm list recipes`) or the path of a YAML file.")]
 Model = Annotated[Path, typer.Argument(help="A saved model or the folder of a run.")]

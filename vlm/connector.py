@@ -53,18 +53,22 @@ class Chain(Connector):
 
     def forward(self, features: Features | Sequence[Features]) -> Features:  # type: ignore[override]
         """One `Features` per encoder -> Features in the LLM's width."""
-        if not isinstance(features, Features):
-            features = features[0] if self.merge is None else self.merge(features)
+        merged = features if isinstance(features, Features) else self._merged(features)
         for op in self.ops:
-            features = op(features)
-        return features
+            merged = op(merged)
+        return merged
 
     def shape(self, shape: Shape | Sequence[Shape]) -> Shape:  # type: ignore[override]
+        """The shape of one view's output, from one shape per encoder."""
         if not isinstance(shape, Shape):
             shape = shape[0] if self.merge is None else self.merge.shape(shape)
+        found: Shape = shape
         for op in self.ops:
-            shape = op.shape(shape)  # type: ignore[operator]
-        return shape
+            found = op.shape(found)  # type: ignore[operator]
+        return found
+
+    def _merged(self, features: Sequence[Features]) -> Features:
+        return features[0] if self.merge is None else self.merge(features)  # type: ignore[no-any-return]
 
     def tokens_per_image(self, views: Sequence[Sequence[Shape]]) -> int:
         """Visual tokens of one image from its views, each given as one shape per encoder."""

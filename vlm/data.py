@@ -106,8 +106,8 @@ def _reason(error: Exception) -> str:
 def _sample(row: Any, folder: Path, place: str) -> Sample:
     if not isinstance(row, dict):
         raise TypeError(f"a row is an object, not {type(row).__name__}")
-    images = row.get("images", row.get("image", []))
-    images = [images] if isinstance(images, str) else images
+    listed = row.get("images", row.get("image"))
+    images: list[Any] = [listed] if isinstance(listed, str) else listed or []
     turns = _turns(row)
     answers = row.get("answers") or [turn.text for turn in turns[-1:] if turn.role == "assistant"]
     return Sample(

@@ -42,7 +42,9 @@ class Handwriting(Source):
         self.kinds = kinds or list(handwriting.QUESTIONS)
         wrong = [kind for kind in self.kinds if kind not in handwriting.QUESTIONS]
         if wrong:
-            raise ConfigError([Problem("kinds", unknown("kind of question", kind, handwriting.QUESTIONS)) for kind in wrong])
+            raise ConfigError(
+                [Problem("kinds", unknown("kind of question", kind, handwriting.QUESTIONS)) for kind in wrong]
+            )
         if count < 1:
             raise ConfigError(Problem("count", f"`{count}`; allowed: 1 or more"))
         self.split, self.count, self.seed, self.curriculum = split, count, seed, curriculum

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlm.attention import Implementation, set_attention
 from vlm.features import Features, Grid, Shape
 from vlm.views import ImageSpec, Size
 
@@ -37,6 +38,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def resolved(self) -> dict[str, Any]:
         """The options that build this encoder again without its weights: what a saved model's config holds."""
+
+    def set_attention(self, how: Implementation) -> None:
+        """Choose how attention is computed; by default in the kit's own modules, of which it is made."""
+        set_attention(self, how)
 
     def shape(self, size: Size | None = None) -> Shape:
         """The shape of one view's features, at the encoder's own size unless told otherwise."""

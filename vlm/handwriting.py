@@ -136,7 +136,7 @@ def compose(
     centre_y = height / 2 + room * (2 * common[3] - 1) * 0.7 + jitter.shift * height * spread[2]
 
     # Sample every glyph through the inverse of its own turn, shear and scale.
-    patch = int(math.ceil(size * 1.25)) | 1
+    patch = math.ceil(size * 1.25) | 1
     corner_x, corner_y = (np.rint(c).astype(np.int64) - patch // 2 for c in (centre_x, centre_y))
     scale = 8 * _ENLARGE / size * np.exp(jitter.stretch * spread[3:5])
     turn = jitter.turn * spread[5]

@@ -1,5 +1,7 @@
 """What there is to choose from."""
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -23,8 +25,8 @@ def listing(kind: str | None = None) -> dict[str, dict[str, str]]:
     Raises:
         ConfigError: there is no such kind.
     """
-    makers = {
-        **{name: (lambda kind=kind: _parts(kind)) for name, kind in _PARTS.items()},
+    makers: dict[str, Callable[[], dict[str, str]]] = {
+        **{name: partial(_parts, kind) for name, kind in _PARTS.items()},
         "llms": _llms,
         "recipes": _recipes,
         "tasks": lambda: import_module("vlm.eval.task").descriptions(),

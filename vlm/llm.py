@@ -63,7 +63,9 @@ def _check_vocabulary(llm: nn.Module, tokenizer: Any) -> None:
     rows = embedding(llm).num_embeddings
     beyond = [word for word, number in tokenizer.get_vocab().items() if number >= rows and word != IMAGE_MARK]
     if beyond:
-        problem = f"{rows} rows are fewer than the tokenizer's {len(tokenizer)} tokens (first without a row: {beyond[0]!r})"
+        problem = (
+            f"{rows} rows are fewer than the tokenizer's {len(tokenizer)} tokens (first without a row: {beyond[0]!r})"
+        )
         raise ConfigError(Problem("config.vocab_size", problem))
 
 

@@ -73,7 +73,8 @@ class VLM(nn.Module):
     def processor(self) -> Processor:
         """Makes batches for this model."""
         context = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
-        ends = self.llm.generation_config.eos_token_id if self.llm.generation_config else None  # type: ignore[union-attr]
+        llm: Any = self.llm
+        ends = llm.generation_config.eos_token_id if llm.generation_config else None
         stop_ids = [ends] if isinstance(ends, int) else list(ends or [])
         encoders: Any = list(self.encoders)
         return Processor(
@@ -154,9 +155,7 @@ class VLM(nn.Module):
         example = self.processor.encode(ask(question, images))
         return self._answers([example], max_new_tokens)[0].text
 
-    def answer(
-        self, samples: Sequence[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
-    ) -> Iterator[Answer]:
+    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 64, batch_size: int = 16) -> Iterator[Answer]:
         """Answers to the samples' questions, one a sample and in order, made `batch_size` at a time.
 
         A sample that cannot be used gives an `Answer` with `error`; the others are answered.
@@ -176,10 +175,11 @@ class VLM(nn.Module):
         return save(self, folder)
 
     def set_attention(self, how: Implementation) -> None:
-        """Choose how attention is computed in the LLM and in the kit's own modules."""
+        """Choose how attention is computed, in every part."""
         self.llm.set_attn_implementation(how)  # type: ignore[operator]
-        for part in (*self.encoders, self.connector):
-            set_attention(part, how)
+        set_attention(self.connector, how)
+        for encoder in self.encoders:
+            encoder.set_attention(how)  # type: ignore[operator]
 
     def _prepare(self, sample: Sample) -> Example | Answer:
         try:

@@ -35,7 +35,9 @@ class Plan:
         parts.add_column("part")
         for name in ("all", *self.stages):
             parts.add_column(name, justify="right")
-        total = {part: [count, *(stage[part] for stage in self.stages.values())] for part, count in self.parameters.items()}
+        total = {
+            part: [count, *(stage[part] for stage in self.stages.values())] for part, count in self.parameters.items()
+        }
         for part, counts in total.items():
             parts.add_row(part, *(_count(count) for count in counts))
         parts.add_section()

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vlm.chat import ChatFormat
 from vlm.connector import Chain
 from vlm.encoder import Encoder
-from vlm.images import open_image
+from vlm.images import ImageLike, open_image
 from vlm.sample import Batch, Sample
 from vlm.views import View, Views
 
@@ -76,6 +77,15 @@ class Processor:
         """Per encoder the views of an image of that size in pixels."""
         return [self.views.plan((height, width), encoder.image.size) for encoder in self._encoders]
 
+    def seen(self, image: ImageLike) -> list[list[Image.Image]]:
+        """Per encoder the views of an image as that encoder sees them, in colours again."""
+        opened = open_image(image)
+        plans = self.plan(opened.height, opened.width)
+        return [
+            [encoder.image.denormalise(view.render(opened, encoder.image)) for view in plan]
+            for encoder, plan in zip(self._encoders, plans, strict=True)
+        ]
+
     def tokens(self, height: int, width: int) -> int:
         """Visual tokens of an image of that size."""
         return self._count(self.plan(height, width))
@@ -98,7 +108,13 @@ class Processor:
             long = f"{len(text.input_ids)} positions ({sum(tokens)} for {len(images)} images)"
             raise SampleError(f"sample {sample.id or '(no id)'}: {long}, but the LLM's context is {self.max_length}")
         pixels = [
-            torch.stack([view.render(image, encoder.image) for image, plan in zip(images, plans, strict=True) for view in plan[n]])
+            torch.stack(
+                [
+                    view.render(image, encoder.image)
+                    for image, plan in zip(images, plans, strict=True)
+                    for view in plan[n]
+                ]
+            )
             if images
             else torch.empty(0, 3, *encoder.image.size)
             for n, encoder in enumerate(self._encoders)
@@ -132,8 +148,7 @@ class Processor:
         if len(counts) != 1:
             raise SampleError(f"encoders of different sizes get {sorted(counts)} views of one image; they must agree")
         shapes = [
-            [encoder.shape(view.size) for view in views]
-            for encoder, views in zip(self._encoders, plan, strict=True)
+            [encoder.shape(view.size) for view in views] for encoder, views in zip(self._encoders, plan, strict=True)
         ]
         return self._connector.tokens_per_image(list(zip(*shapes, strict=True)))
 

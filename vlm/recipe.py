@@ -188,7 +188,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: not YAML, not a mapping, or a key twice; with file and line.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
@@ -217,7 +217,7 @@ def _override(raw: Any, text: str) -> Any:
     place, equals, value = text.partition("=")
     if not equals or not place:
         raise ConfigError(f"`{text}` is not of the form key.key=value")
-    return _put(raw, place.split("."), yaml.load(value, Loader=_Loader), place)  # noqa: S506
+    return _put(raw, place.split("."), yaml.load(value, Loader=_Loader), place)
 
 
 def _put(node: Any, keys: list[str], value: Any, place: str) -> Any:
@@ -279,4 +279,3 @@ def _listed(
         item = {word: item} if isinstance(item, str) else item
         if isinstance(item, dict) and (word == "path" or isinstance(item.get("name"), str)):
             yield join(place, number) if several else place, kind, item
-

@@ -109,7 +109,8 @@ class VisionStream:
 
     def repeat(self, times: int) -> "VisionStream":
         """Each sample `times` times in a row, as beam search lays its batch out."""
-        return VisionStream(*(part.repeat_interleave(times, 0) for part in (self.tokens, self.image, self.seen)))
+        tokens, image, seen = (part.repeat_interleave(times, 0) for part in (self.tokens, self.image, self.seen))
+        return VisionStream(tokens, image, seen)
 
 
 class AttentionRoute(Route):

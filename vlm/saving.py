@@ -57,6 +57,7 @@ def load(folder: str | Path) -> VLM:
     spec = {**spec, "llm": {**spec["llm"], "tokenizer": str(folder / TOKENIZER)}}
     with _no_init():
         model = build(validate(ModelSpec, spec))
+    model.llm.tie_weights()  # type: ignore[operator]  # part of the initialisation that was left out
     load_weights(model, folder / WEIGHTS)
     return model.eval()
 

@@ -41,7 +41,9 @@ def _schema(part: type) -> type[BaseModel]:
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (hints.get(name, Any), default)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature(part).parameters.values())
-    config = ConfigDict(extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    config = ConfigDict(
+        extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True, protected_namespaces=()
+    )
     model: type[BaseModel] = create_model(part.__name__, __config__=config, **fields)
     return model
 

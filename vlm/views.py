@@ -16,7 +16,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pixels must look to one encoder: read from the weights' own config, owned by the encoder, saved with the model."""
+    """How pixels must look to one encoder: read from the weights, owned by the encoder, saved with the model."""
 
     size: Size
     mean: tuple[float, float, float]
@@ -25,8 +25,8 @@ class ImageSpec:
 
     def normalise(self, image: Image.Image) -> Tensor:
         """An RGB image -> float32 [3, H, W], (x / 255 - mean) / std per channel."""
-        array = np.asarray(image, dtype=np.float32) / 255.0
-        array = (array - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        array = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
     def denormalise(self, pixels: Tensor) -> Image.Image:
@@ -60,8 +60,7 @@ class View:
         """(top, left, bottom, right) of the part of the canvas that shows the image, in pixels."""
         top, left = (max(0, offset) for offset in self.offset)
         bottom, right = (
-            min(size, offset + length)
-            for size, offset, length in zip(self.size, self.offset, self.resize, strict=True)
+            min(size, offset + length) for size, offset, length in zip(self.size, self.offset, self.resize, strict=True)
         )
         return top, left, bottom, right
 

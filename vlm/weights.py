@@ -92,8 +92,12 @@ def transformers_model(model_class: Any, config: Any, weights: str | None, **opt
         ConfigError: the weights lack a parameter of the model (transformers itself would fill it at random).
     """
     if weights is None or is_planning():
+        # an auto class has a public `from_config`, a model class a private one
         build = model_class._from_config if "_from_config" in dir(model_class) else model_class.from_config
-        return build(config, **options)
+        try:
+            return build(config, **options)
+        except ValueError as error:  # sizes that do not divide, said by the model's own constructor
+            raise ConfigError(Problem("config", f"{type(config).__name__}: {_first_line(error)}")) from error
     model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
@@ -108,10 +112,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def config_fields(config: Any) -> dict[str, Any]:
-    """The fields of a transformers config that differ from its defaults, as plain data for `transformers_config`.
+    """All fields of a transformers config, defaults too (a later release may have others), as plain data that
+    `transformers_config` takes.
 
     Attributes that the config computes itself (DINOv2's `stage_names`, SAM's `scale`) are no fields and left out.
     """
-    fields_: dict[str, Any] = config.to_diff_dict()
-    known = _field_names(type(config)) - {"transformers_version", "architectures"}
+    fields_: dict[str, Any] = config.to_dict()
+    known = _field_names(type(config)) - {"transformers_version", "architectures", "id2label", "label2id"}
     return {"model_type": config.model_type, **{k: v for k, v in fields_.items() if k in known}}

@@ -49,7 +49,11 @@ def perceiver_by_hand(op: Perceiver, tokens: torch.Tensor) -> torch.Tensor:
         heads = []
         for head in range(attention.heads):
             rows = slice(head * size, (head + 1) * size)
-            q, k, v = (normed @ attention.q.weight[rows].T, context @ attention.k.weight[rows].T, context @ attention.v.weight[rows].T)
+            q, k, v = (
+                normed @ attention.q.weight[rows].T,
+                context @ attention.k.weight[rows].T,
+                context @ attention.v.weight[rows].T,
+            )
             heads.append(torch.softmax(q @ k.T / math.sqrt(size), -1) @ v)
         latents = latents + torch.cat(heads, -1) @ attention.out.weight.T
         latents = latents + block.mlp(latents)
@@ -76,7 +80,7 @@ def test_channel_merge_aligns_grids() -> None:
     merge = ChannelMerge(shapes, resample="area")
     out = merge([small, large])
     means = [[3.5, 5.5, 7.5], [15.5, 17.5, 19.5]]  # of each 2 x 2 block of 0..23 in rows of six
-    assert out.tokens[0, :, 2].tolist() == sum(means, [])
+    assert out.tokens[0, :, 2].tolist() == [*means[0], *means[1]]
     assert merge.shape(shapes) == Shape(6, 3, (2, 3))
     assert (out.tokens.shape, out.grid) == ((1, 6, 3), (2, 3))
 

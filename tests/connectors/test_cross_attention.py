@@ -197,7 +197,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 def test_family_that_drops_keywords_is_refused() -> None:
     config = {"model_type": "bloom", "hidden_size": 32, "n_layer": 4, "n_head": 4}
-    with pytest.raises(ConfigError, match="model.connector.*BloomForCausalLM does not"):
+    with pytest.raises(ConfigError, match=r"model.connector.*BloomForCausalLM does not"):
         vlm.assemble(toy_recipe(BLOCK, llm={"tokenizer": "bytes", "config": config}))
 
 

@@ -6,9 +6,9 @@ from copy import deepcopy
 import open_clip
 import pytest
 import torch
+
 from vlm.encoders.common import CLIP_MEAN, HALF
 from vlm.encoders.openclip import OpenClip
-
 from vlm.errors import ConfigError
 from vlm.weights import planning
 
@@ -163,6 +163,21 @@ def test_local_file(registered, pixels, same):
     with pytest.raises(ConfigError, match=r"visual\.conv1\.weight") as caught:
         OpenClip(model="kit-test-tiny", weights=str(file))
     assert caught.value.problems[0].place == "weights"
+
+
+def test_tag(registered, monkeypatch, pixels, same):
+    """Weights by tag: statistics and activation are the tag's, whatever the model's config says."""
+    file, model = registered
+    plain = deepcopy(CONFIGS["vit"]) | {"text_cfg": TEXT, "quick_gelu": False}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "kit-test-tiny", plain)
+    tag = {"mean": HALF, "std": HALF, "interpolation": "bilinear", "quick_gelu": True}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "kit-test-tiny", {"some_tag": tag})
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(file))
+    encoder = OpenClip(model="kit-test-tiny", pretrained="some_tag").eval()
+    assert (encoder.image.mean, encoder.image.interpolation) == (HALF, "bilinear")
+    with torch.no_grad():
+        maps = model.visual.forward_intermediates(pixels(32), intermediates_only=True)["image_intermediates"]
+        same(encoder(pixels(32)).tokens, maps[-2].flatten(2).transpose(1, 2))
 
 
 def test_planning_knows_the_tag():

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+
 from vlm.encoders.common import IMAGENET_MEAN, IMAGENET_STD
 from vlm.encoders.sam import Sam
-
 from vlm.errors import ConfigError
 
 TINY = {

@@ -5,8 +5,8 @@ import json
 import pytest
 import timm
 import torch
-from vlm.encoders.timms import Timm
 
+from vlm.encoders.timms import Timm
 from vlm.errors import ConfigError
 from vlm.weights import planning
 

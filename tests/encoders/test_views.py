@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from vlm.encoders.views import Crop, Pad, Squash
 
+from vlm.encoders.views import Crop, Pad, Squash
 from vlm.views import ImageSpec, View
 
 SPEC = ImageSpec((40, 40), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -37,6 +37,8 @@ def normalised(image: Image.Image) -> np.ndarray:
         (Crop(), (100, 50), (40, 40), (80, 40), (-20, 0)),
         (Crop(), (30, 41), (40, 40), (40, 54), (0, -7)),  # 54.67 rounded down, as torchvision does
         (Crop(), (40, 43), (40, 40), (40, 43), (0, -1)),  # an odd rest: one pixel less at the left
+        (Crop(), (41, 30), (40, 40), (54, 40), (-7, 0)),
+        (Crop(), (43, 40), (40, 40), (43, 40), (-1, 0)),
         (Crop(), (1, 3), (40, 40), (40, 120), (0, -40)),
         (Crop(), (20, 20), (40, 60), (60, 60), (-10, 0)),
     ],

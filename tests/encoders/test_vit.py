@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+
 from vlm.encoders.common import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD
 from vlm.encoders.vit import Clip, Dinov2, Siglip
-
 from vlm.errors import ConfigError
 from vlm.weights import planning
 

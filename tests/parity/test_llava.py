@@ -14,7 +14,13 @@ CLIP = {**SIGLIP, "model_type": "clip_vision_model", "projection_dim": 16}
 QWEN = {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True}
 CASES = {
     "llava-1.5": (CLIP, LLAMA, {"layers": [-2]}, -2, "default"),
-    "siglip-qwen2": ({**SIGLIP, "model_type": "siglip_vision_model", "vision_use_head": False}, QWEN, {"norm": False}, -1, "full"),
+    "siglip-qwen2": (
+        {**SIGLIP, "model_type": "siglip_vision_model", "vision_use_head": False},
+        QWEN,
+        {"norm": False},
+        -1,
+        "full",
+    ),
 }
 
 

@@ -24,12 +24,23 @@ from vlm.train.run import train
 def recipe(source: Any = None) -> dict[str, Any]:
     """Two stages, accumulation, and dropout in the LLM, so that a wrong random state would show."""
     llm = {"tokenizer": "bytes", "config": {**LLAMA, "attention_dropout": 0.2}, "attention": "eager"}
-    common = {"data": [source or {"name": "handwriting"}], "batch_size": 8, "micro_batch_size": 4, "precision": "32-true"}
+    common = {
+        "data": [source or {"name": "handwriting"}],
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "precision": "32-true",
+    }
     return {
         **toy_recipe(llm=llm),
         "stages": [
             {**common, "name": "align", "train": {"connector": 1e-2}, "steps": 3},
-            {**common, "name": "instruct", "train": {"llm": 1e-2, "connector": 1e-3}, "steps": 9, "checkpoint_every": 2},
+            {
+                **common,
+                "name": "instruct",
+                "train": {"llm": 1e-2, "connector": 1e-3},
+                "steps": 9,
+                "checkpoint_every": 2,
+            },
         ],
     }
 

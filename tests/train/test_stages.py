@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def test_schedule_rises_and_falls(kind: str) -> None:
     values = [factor(step) for step in range(101)]
     assert values[0] > 0
     assert values[9] < values[10] == 1.0
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[10:]))
     assert values[100] == pytest.approx(1.0 if kind == "constant" else 0.05)
 
 

@@ -15,7 +15,13 @@ QWEN = (
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TALK = [Turn("system", "Be brief."), Turn("user", "Hi é"), Turn("assistant", "Yes?"), Turn("user", "A or B"), Turn("assistant", "Né, B\n")]
+TALK = [
+    Turn("system", "Be brief."),
+    Turn("user", "Hi é"),
+    Turn("assistant", "Yes?"),
+    Turn("user", "A or B"),
+    Turn("assistant", "Né, B\n"),
+]
 
 
 def chat(template: str) -> ChatFormat:
@@ -49,7 +55,10 @@ def test_question_ends_with_the_prompt_for_an_answer() -> None:
 def test_placeholders_are_expanded_where_the_marks_stand() -> None:
     form = chat("short")
     encoded = form.encode([Turn("user", f"a{IMAGE_MARK}b{IMAGE_MARK}c"), Turn("assistant", "x")], [3, 2])
-    text = "".join("#" if owner >= 0 else form.tokenizer.decode([token]) for token, owner in zip(encoded.input_ids, encoded.owner, strict=True))
+    text = "".join(
+        "#" if owner >= 0 else form.tokenizer.decode([token])
+        for token, owner in zip(encoded.input_ids, encoded.owner, strict=True)
+    )
     assert text == "<|start|><|user|>a###b##c<|assistant|>x<|end|>"
     assert encoded.owner.tolist() == [-1] * 3 + [0] * 3 + [-1] + [1] * 2 + [-1] * 4
     assert encoded.seen.tolist() == [-1] * 3 + [0] * 4 + [1] * 6
@@ -79,7 +88,9 @@ def test_marks_that_do_not_fit_the_images(turns: list[Turn], images: int, messag
 
 
 def test_template_that_rewrites_earlier_turns_is_refused() -> None:
-    strips = "{% for m in messages %}{{ m['role'] }}:{% if loop.last or m['role'] != 'assistant' %}{{ m['content'] }}{% endif %};{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    content = "{% if loop.last or m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}"
+    prompt = "{% if add_generation_prompt %}assistant:{% endif %}"
+    strips = "{% for m in messages %}{{ m['role'] }}:" + content + ";{% endfor %}" + prompt
     with pytest.raises(ValueError, match="changes earlier turns"):
         chat(strips).encode(TALK, [])
 
@@ -88,7 +99,11 @@ def test_stop_tokens_come_from_the_template_too() -> None:
     tokenizer = load_tokenizer("bytes")
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|eot|>"]}, replace_extra_special_tokens=False)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}"
-    assert set(ChatFormat(tokenizer, [77]).stop_ids) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot|>"), 77}
+    assert set(ChatFormat(tokenizer, [77]).stop_ids) == {
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids("<|eot|>"),
+        77,
+    }
 
 
 def test_bytes_tokenizer_keeps_any_text() -> None:

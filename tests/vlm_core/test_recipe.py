@@ -63,7 +63,10 @@ def test_options_and_sizes_are_wrong_in_one_error() -> None:
 
 def test_globs_that_match_nothing() -> None:
     found = problems({**toy_recipe(), "stages": [{**STAGE, "train": {"conector": 1e-3, "llm.*.99.*": 1e-3}}]})
-    assert "did you mean `connector`? allowed: encoders, encoders.0, connector, llm, objective" in found["stages.0.train.conector"]
+    assert (
+        "did you mean `connector`? allowed: encoders, encoders.0, connector, llm, objective"
+        in found["stages.0.train.conector"]
+    )
     assert "stages.0.train.llm.*.99.*" in found
 
 
@@ -76,9 +79,21 @@ def test_globs_that_match_nothing() -> None:
         ({"merge": "channel"}, "model.merge", ["two or more"]),
         ({"llm": {"config": LLAMA}}, "model.llm.tokenizer", ["missing", "bytes"]),
         ({"llm": {"tokenizer": "bytes"}}, "model.llm", ["weights", "config"]),
-        ({"llm": {"tokenizer": "bytes", "config": {**LLAMA, "hiden_size": 8}}}, "model.llm.config.hiden_size", ["hidden_size"]),
-        ({"llm": {"tokenizer": "bytes", "config": {**LLAMA, "model_type": "lama"}}}, "model.llm.config.model_type", ["llama"]),
-        ({"llm": {"tokenizer": "bytes", "config": {**LLAMA, "vocab_size": 9}}}, "model.llm.config.vocab_size", ["9", "262"]),
+        (
+            {"llm": {"tokenizer": "bytes", "config": {**LLAMA, "hiden_size": 8}}},
+            "model.llm.config.hiden_size",
+            ["hidden_size"],
+        ),
+        (
+            {"llm": {"tokenizer": "bytes", "config": {**LLAMA, "model_type": "lama"}}},
+            "model.llm.config.model_type",
+            ["llama"],
+        ),
+        (
+            {"llm": {"tokenizer": "bytes", "config": {**LLAMA, "vocab_size": 9}}},
+            "model.llm.config.vocab_size",
+            ["9", "262"],
+        ),
         ({"llm": {"tokenizer": "byte", "config": LLAMA}}, "model.llm.tokenizer", ["byte", "bytes"]),
         ({"llm": {"weights": "/nowhere/at/all"}}, "model.llm.tokenizer", ["/nowhere/at/all"]),
         ({"encoders": {"name": "siglip", "config": {**SIGLIP, "hidden_size": 30}}}, "model.encoders", []),
@@ -107,7 +122,8 @@ def test_error_prints_a_list_with_its_source() -> None:
 
 def test_overrides_reach_into_lists_and_bare_words() -> None:
     recipe = read_recipe(
-        {**toy_recipe(), "stages": [STAGE]}, ["model.connector=perceiver", "model.connector.latents=3", "stages.0.train.connector=1e-2"]
+        {**toy_recipe(), "stages": [STAGE]},
+        ["model.connector=perceiver", "model.connector.latents=3", "stages.0.train.connector=1e-2"],
     )
     assert recipe.model.connector[0].to_dict() == {"name": "perceiver", "latents": 3}
     assert recipe.stages[0].train == {"connector": 0.01}
@@ -125,7 +141,7 @@ def test_yaml_numbers_and_doubled_keys(tmp_path: Path) -> None:
         read_yaml(file)
     for text in ("- 1\n", "a: [1\n"):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="r.yaml"):
+        with pytest.raises(ConfigError, match=r"r\.yaml"):
             read_yaml(file)
 
 
@@ -175,7 +191,15 @@ def test_connector_from_outside_needs_no_edit(tmp_path: Path, monkeypatch: pytes
     assert model.processor.tokens(32, 32) == 1
     model.save(tmp_path / "model")
     assert type(vlm.load(tmp_path / "model").connector.ops[0]).__name__ == "MyConnector"
-    assert "did you mean `scale`?" in problems(toy_recipe({"name": "my_pkg.mine:MyConnector", "scal": 2}))["model.connector.scal"]
-    assert "must be a subclass of vlm.connector:Connector" in problems(toy_recipe("my_pkg.mine:NotOne"))["model.connector"]
-    assert "unknown name in my_pkg.mine `MyConector`; did you mean `MyConnector`" in problems(toy_recipe("my_pkg.mine:MyConector"))["model.connector"]
+    assert (
+        "did you mean `scale`?"
+        in problems(toy_recipe({"name": "my_pkg.mine:MyConnector", "scal": 2}))["model.connector.scal"]
+    )
+    assert (
+        "must be a subclass of vlm.connector:Connector" in problems(toy_recipe("my_pkg.mine:NotOne"))["model.connector"]
+    )
+    assert (
+        "unknown name in my_pkg.mine `MyConector`; did you mean `MyConnector`"
+        in problems(toy_recipe("my_pkg.mine:MyConector"))["model.connector"]
+    )
     assert "No module named 'their_pkg'" in problems(toy_recipe("their_pkg.x:Y"))["model.connector"]
