@@ -60,6 +60,7 @@ class ConvVit(Encoder):
     def forward(self, pixels: Tensor) -> Features:
         """pixels [N, 3, H, W] -> tokens [N, T, C]."""
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest
         hidden = self.stem(pixels) + self._positions_at(grid)  # [N, C, h, w]
         hidden = hidden.flatten(2).transpose(1, 2)  # [N, T, C]
         for block in self.blocks:
@@ -94,12 +95,12 @@ def _check(stem: tuple[int, ...], strides: list[tuple[int, int]], width: int, he
 
 
 def _stem(channels: tuple[int, ...], strides: list[tuple[int, int]], width: int) -> list[nn.Module]:
-    """Convolution, batch norm and GELU each; a 1x1 convolution to `width` where the last is not that wide."""
+    """Convolution, batch norm and ReLU each; a 1x1 convolution to `width` where the last is not that wide."""
     layers: list[nn.Module] = []
     before = 3
     for after, stride in zip(channels, strides, strict=True):
         # no bias: batch norm has one
-        layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
+        layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         before = after
     if before != width:
         layers.append(nn.Conv2d(before, width, 1))

@@ -57,17 +57,16 @@ class ChatFormat:
     def _render(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
         """The text and the (start, end) characters of each assistant turn incl. its end token."""
         spans = []
+        text = self._text(turns, prompt=turns[-1].role != "assistant")
         for number, turn in enumerate(turns):
             if turn.role == "assistant":
                 before = self._text(turns[:number], prompt=True)
-                after = self._text(turns[: number + 1])
+                after = text if number == len(turns) - 1 else self._text(turns[: number + 1])
                 if not after.startswith(before):
                     raise ValueError("the chat template does not continue its own generation prompt")
+                if not text.startswith(after):
+                    raise ValueError("the chat template changes earlier turns when later ones follow")
                 spans.append((len(before), len(before) + len(self._spoken(after[len(before) :]))))
-        text = self._text(turns, prompt=turns[-1].role != "assistant")
-        for number in range(len(turns) - 1):
-            if turns[number].role == "assistant" and not text.startswith(self._text(turns[: number + 1])):
-                raise ValueError("the chat template changes earlier turns when later ones follow")
         return text, spans
 
     def _spoken(self, text: str) -> str:

@@ -23,9 +23,11 @@ class Handwriting(Source):
         split: `train` and `test` scenes share no glyph.
         count: number of samples; each shows another scene.
         seed: of the scenes.
-        kinds: kinds of question, taken in turn; all if absent.
+        kinds: kinds of question, taken in turn; one that stands twice is asked twice as often. All if absent.
+        turns: questions about each scene, of different kinds as far as they go.
         curriculum: share of the samples from which on numbers may have 2, 3, ... digits; `[0.1, 0.2]` is one digit
             for the first tenth, two up to a fifth, then up to five.
+        long: share of the scenes with as many digits as there may be, or one fewer; they are the hardest to read.
     """
 
     ordered = True  # each sample is composed afresh, so one order is as random as another
@@ -37,32 +39,30 @@ class Handwriting(Source):
         count: int = 1_000_000,
         seed: int = 0,
         kinds: list[str] | None = None,
+        turns: int = 1,
         curriculum: tuple[float, ...] = (),
+        long: float = 0.0,
     ) -> None:
         self.kinds = kinds or list(handwriting.QUESTIONS)
-        wrong = [kind for kind in self.kinds if kind not in handwriting.QUESTIONS]
-        if wrong:
-            raise ConfigError(
-                [Problem("kinds", unknown("kind of question", kind, handwriting.QUESTIONS)) for kind in wrong]
-            )
-        if count < 1:
-            raise ConfigError(Problem("count", f"`{count}`; allowed: 1 or more"))
-        self.split, self.count, self.seed, self.curriculum = split, count, seed, curriculum
+        _check(self.kinds, count, turns, long)
+        self.split, self.count, self.seed = split, count, seed
+        self.turns, self.curriculum, self.long = turns, curriculum, long
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)
-        kind = self.kinds[index % len(self.kinds)]
-        question, answer = handwriting.ask(scene, kind)
+        first = index * self.turns
+        kinds = [self.kinds[number % len(self.kinds)] for number in range(first, first + self.turns)]
+        asked = [handwriting.ask(scene, kind) for kind in kinds]
         digits = [int(digit) for digit in scene.number]
         return Sample(
-            turns=[Turn("user", question), Turn("assistant", answer)],
+            turns=[turn for question, answer in asked for turn in (Turn("user", question), Turn("assistant", answer))],
             images=[scene.image],
             id=f"{self.split}-{index}",
-            answers=[answer],
-            category=kind,
+            answers=[asked[-1][1]],
+            category=kinds[-1],
             targets={
                 "digits": digits + [NO_DIGIT] * (MOST_DIGITS - len(digits)),
                 "colour": [list(handwriting.COLOURS).index(scene.colour)],
@@ -72,8 +72,24 @@ class Handwriting(Source):
     def scene(self, index: int) -> handwriting.Scene:
         """The picture of sample `index` and what is written in it."""
         rng = np.random.default_rng([self.seed, self.split == "test", index])
-        return handwriting.compose(rng, self.split, digits=(1, self._most(index / self.count)))
+        most = self._most(index / self.count)
+        fewest = max(1, most - 1) if rng.random() < self.long else 1
+        return handwriting.compose(rng, self.split, digits=(fewest, most))
 
     def _most(self, progress: float) -> int:
         passed = sum(progress >= share for share in self.curriculum)
         return MOST_DIGITS if passed == len(self.curriculum) else 1 + passed
+
+
+def _check(kinds: list[str], count: int, turns: int, long: float) -> None:
+    known = handwriting.QUESTIONS
+    problems = [Problem("kinds", unknown("kind of question", kind, known)) for kind in kinds if kind not in known]
+    problems += [
+        Problem(name, f"`{value}`; allowed: 1 or more")
+        for name, value in (("count", count), ("turns", turns))
+        if value < 1
+    ]
+    if not 0 <= long <= 1:
+        problems.append(Problem("long", f"`{long}`; allowed: 0 to 1"))
+    if problems:
+        raise ConfigError(problems)

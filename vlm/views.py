@@ -66,7 +66,9 @@ class View:
 
     def render(self, image: Image.Image, spec: ImageSpec) -> Tensor:
         """The view of an RGB `image` as the encoder wants it: float32 [3, H, W]."""
-        resized = image.resize(self.resize[::-1], Image.Resampling[spec.interpolation.upper()])
+        resized = image
+        if image.size != self.resize[::-1]:
+            resized = image.resize(self.resize[::-1], Image.Resampling[spec.interpolation.upper()])
         if self.resize == self.size and self.offset == (0, 0):
             return spec.normalise(resized)
         fill = self.fill or tuple(round(255 * mean) for mean in spec.mean)

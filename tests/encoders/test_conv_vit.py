@@ -38,7 +38,7 @@ def obvious(encoder, images, strides):
             weights[f"stem.{3 * index + 1}.{name}"][:, None, None]
             for name in ("running_mean", "running_var", "weight", "bias")
         )
-        hidden = F.gelu((hidden - mean) / (var + 1e-5).sqrt() * scale + shift)
+        hidden = F.relu((hidden - mean) / (var + 1e-5).sqrt() * scale + shift)
     last = f"stem.{3 * len(strides)}"
     if f"{last}.weight" in weights:
         hidden = F.conv2d(hidden, weights[f"{last}.weight"], weights[f"{last}.bias"])
