@@ -173,12 +173,12 @@ def _device_settings(folder: Path, model: VLM, stage: StageSpec) -> dict[str, st
     attention, precision = model.spec["llm"]["attention"], stage.precision
     config: Any = model.llm.config.get_text_config()  # type: ignore[union-attr, operator]
     rows = micro_batch(stage, 1)
+    if precision == "auto":
+        precision = devices.fastest_precision(place, width=width(model.llm), rows=min(rows, 64) * 64)  # type: ignore[assignment]
     if attention == "auto":
         heads = config.num_attention_heads
         sizes = {"heads": heads, "head_width": width(model.llm) // heads, "tokens": 96, "rows": min(rows, 64)}
-        attention = devices.fastest_attention(place, **sizes)
-    if precision == "auto":
-        precision = devices.fastest_precision(place, width=width(model.llm), rows=min(rows, 64) * 64)  # type: ignore[assignment]
+        attention = devices.fastest_attention(place, **sizes, precision=precision)
     settings = {"attention": str(attention), "precision": str(precision)}
     file.write_text(json.dumps(settings), encoding="utf8")
     return settings

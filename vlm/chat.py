@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from vlm.sample import IMAGE_MARK, Turn
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sample, [T] each; see `vlm.processor.Example` for the fields."""
+    """Token ids of one sample, [T] each; see `vlm.processor.Example` for the fields. Shared: not to be written to."""
 
     input_ids: Tensor
     labels: Tensor
@@ -33,6 +34,11 @@ class ChatFormat:
         self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.stop_ids = sorted({*stop_ids, *self._end_of_answer()})
+        self._cached = lru_cache(maxsize=4096)(self._encode)  # one question is often asked about many images
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To a worker process goes what it was made from: a cache cannot be sent."""
+        return ChatFormat, (self.tokenizer, self.stop_ids)
 
     def encode(self, turns: Sequence[Turn], tokens: Sequence[int]) -> Encoded:
         """Ids and labels of `turns`; image number i stands for `tokens[i]` placeholders.
@@ -43,7 +49,10 @@ class ChatFormat:
             ValueError: marks and images differ in number, or the template does not keep earlier turns as they are,
                 so that what the assistant says cannot be told from the rest.
         """
-        turns = place_marks(turns, len(tokens))
+        return self._cached(tuple(turns), tuple(tokens))
+
+    def _encode(self, turns: tuple[Turn, ...], tokens: tuple[int, ...]) -> Encoded:
+        turns = tuple(place_marks(turns, len(tokens)))
         text, spans = self._render(turns)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoding["input_ids"], dtype=torch.long)

@@ -15,17 +15,30 @@ WORTH = 0.9
 
 
 @cache
-def fastest_attention(device: str, *, heads: int, head_width: int, tokens: int, rows: int) -> Implementation:
-    """`sdpa` or `eager`, by timing forward and backward at the given sizes.
+def fastest_attention(
+    device: str, *, heads: int, head_width: int, tokens: int, rows: int, precision: str
+) -> Implementation:
+    """`sdpa` or `eager`, by timing forward and backward at the given sizes and precision.
 
     On some CPUs the fused kernel's backward is several times slower than that of two matrix products.
     """
+    kind = torch.device(device).type
+    low = precision in ("bf16-mixed", "bf16-true")
 
     def step(how: Implementation) -> Callable[[], None]:
-        q, k, v = (torch.randn(rows, heads, tokens, head_width, device=device, requires_grad=True) for _ in range(3))
-        return lambda: attend(q, k, v, None, how).sum().backward()
+        dtype = torch.bfloat16 if low else torch.float32
+        shape = (rows, heads, tokens, head_width)
+        q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+        ahead = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
-    if torch.device(device).type == "cuda":
+        def run() -> None:
+            with torch.autocast(kind, torch.bfloat16, enabled=low):
+                found = attend(q, k, v, ahead, how)
+            found.float().sum().backward()
+
+        return run
+
+    if kind == "cuda":
         return "sdpa"  # never slower there, and it does not hold the scores in memory
     return "eager" if _seconds(step("eager"), device) < WORTH * _seconds(step("sdpa"), device) else "sdpa"
 

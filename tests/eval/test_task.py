@@ -32,7 +32,7 @@ def test_handwriting_covers_all_kinds_evenly() -> None:
     source = load_task("handwriting").open()
     categories = [source[index].category for index in range(len(source))]
     counts = {category: categories.count(category) for category in categories}
-    assert len(source) == 600
+    assert len(source) == 2100
     assert len(counts) == 7
     assert max(counts.values()) - min(counts.values()) <= 1
 
