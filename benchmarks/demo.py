@@ -56,8 +56,8 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
-        names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
+        lines = cpu.read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, torch {torch.__version__}"
 
 

@@ -28,7 +28,6 @@ class ConvVit(Encoder):
         strides: (vertical, horizontal) stride of each, (2, 2) unless given: a line of text wants (2, 1) somewhere.
         depth: number of transformer blocks.
         heads: attention heads; they divide `width`.
-        dropout: share of activations dropped in training, after the stem and after each part of a block.
         mean: per channel, of pixels in 0-1.
         std: per channel.
     """
@@ -42,7 +41,6 @@ class ConvVit(Encoder):
         strides: tuple[tuple[int, int], ...] | None = None,
         depth: int = 2,
         heads: int = 4,
-        dropout: float = 0.0,
         mean: tuple[float, float, float] = HALF,
         std: tuple[float, float, float] = HALF,
     ) -> None:
@@ -50,14 +48,13 @@ class ConvVit(Encoder):
         steps = [(2, 2)] * len(stem) if strides is None else [(down, across) for down, across in strides]
         _check(stem, steps, width, heads)
         self._options = {"width": width, "stem": list(stem), "strides": [list(step) for step in steps]}
-        self._options |= {"depth": depth, "heads": heads, "dropout": dropout}
+        self._options |= {"depth": depth, "heads": heads}
         self._step = (math.prod(step[0] for step in steps), math.prod(step[1] for step in steps))
         self.width, self.layers, self.prefix = width, (-1,), 0
         self.image = ImageSpec((size[0], size[1]), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
         self.stem = nn.Sequential(*_stem(stem, steps, width))
         self.positions = nn.Parameter(torch.randn(1, width, *self.grid(self.image.size)) * 0.02)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, pixels: Tensor) -> Features:
@@ -65,7 +62,7 @@ class ConvVit(Encoder):
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest
         hidden = self.stem(pixels) + self._positions_at(grid)  # [N, C, h, w]
-        hidden = self.dropout(hidden.flatten(2).transpose(1, 2))  # [N, T, C]
+        hidden = hidden.flatten(2).transpose(1, 2)  # [N, T, C]
         for block in self.blocks:
             hidden = block(hidden)
         return Features(self.norm(hidden), grid)
@@ -113,17 +110,16 @@ def _stem(channels: tuple[int, ...], strides: list[tuple[int, int]], width: int)
 class _Block(nn.Module):
     """Pre-norm attention and MLP (four times as wide), each with a residual."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = MultiHead(width, heads=heads, bias=True)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[N, T, C] -> [N, T, C]."""
         normed = self.norm1(hidden)
-        hidden = hidden + self.dropout(self.attention(normed, normed))
-        out: Tensor = hidden + self.dropout(self.mlp(self.norm2(hidden)))
+        hidden = hidden + self.attention(normed, normed)
+        out: Tensor = hidden + self.mlp(self.norm2(hidden))
         return out

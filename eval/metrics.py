@@ -198,3 +198,8 @@ METRICS: dict[str, Metric] = {
     "wer": Metric(word_errors, "word errors / reference words", higher_is_better=False),
 }
 """Name -> metric, as a task's YAML and `vlm list metrics` name it."""
+
+
+def descriptions() -> dict[str, str]:
+    """Name -> what it measures."""
+    return {name: metric.summary for name, metric in METRICS.items()}

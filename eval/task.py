@@ -146,3 +146,8 @@ def _source_problems(source: Any) -> Iterator[Problem]:
         check_options(kind, {key: value for key, value in source.items() if key != "name"})
     except ConfigError as error:
         yield from error.under("source").problems
+
+
+def descriptions() -> dict[str, str]:
+    """Name -> what it is, of the tasks that come with the kit."""
+    return {name: load_task(name).description for name in shipped_tasks()}
