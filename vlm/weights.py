@@ -93,6 +93,8 @@ def transformers_model(model_class: Any, config: Any, weights: str | None, **opt
     """
     if weights is None or is_planning():
         # an auto class has a public `from_config`, a model class a private one
+        if options.get("dtype") == "auto":  # the weights' own, which are not read now
+            options["dtype"] = config.dtype or torch.float32
         build = model_class._from_config if "_from_config" in dir(model_class) else model_class.from_config
         try:
             return build(config, **options)
