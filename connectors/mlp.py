@@ -6,6 +6,7 @@ from typing import Literal
 from torch import nn
 
 from vlm.connector import Connector
+from vlm.errors import ConfigError, positive
 from vlm.features import Features, Shape
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
@@ -54,7 +55,8 @@ class Mlp(Connector):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        _check_positive(depth=depth, hidden=hidden or out_width)
+        if problems := positive(depth=depth, hidden=1 if hidden is None else hidden):
+            raise ConfigError(problems)
         self.out_width = out_width
         widths = [in_width, *[hidden or out_width] * (depth - 1), out_width]
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
@@ -69,11 +71,3 @@ class Mlp(Connector):
 
     def shape(self, shape: Shape) -> Shape:
         return Shape(shape.tokens, self.out_width, shape.grid)
-
-
-def _check_positive(**numbers: int) -> None:
-    from vlm.errors import ConfigError, Problem
-
-    wrong = [Problem(name, f"`{number}`; allowed: 1 or more") for name, number in numbers.items() if number < 1]
-    if wrong:
-        raise ConfigError(wrong)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from vlm.attention import MultiHead, default_heads
 from vlm.connector import Connector
-from vlm.errors import ConfigError, Problem
+from vlm.errors import ConfigError, positive
 from vlm.features import Features, Shape
 
 
@@ -30,7 +30,8 @@ class Perceiver(Connector):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        _check(latents=latents, depth=depth)
+        if problems := positive(latents=latents, depth=depth):
+            raise ConfigError(problems)
         self.out_width = out_width
         self.latents = nn.Parameter(torch.randn(latents, in_width) * in_width**-0.5)
         self.blocks = nn.ModuleList(
@@ -76,9 +77,3 @@ class PerceiverBlock(nn.Module):
         context = torch.cat([self.norm_tokens(tokens), queries], dim=1)
         latents = latents + self.attention(queries, context, mask)
         return latents + self.mlp(latents)  # type: ignore[no-any-return]
-
-
-def _check(**numbers: int) -> None:
-    wrong = [Problem(name, f"`{number}`; allowed: 1 or more") for name, number in numbers.items() if number < 1]
-    if wrong:
-        raise ConfigError(wrong)

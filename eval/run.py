@@ -7,8 +7,8 @@ from PIL import Image
 
 from vlm.errors import ConfigError
 from vlm.images import open_image
+from vlm.loading import load
 from vlm.model import VLM
-from vlm.saving import load
 
 from .report import Pictures, write_report
 from .results import Row, TaskResult, save_results

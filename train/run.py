@@ -20,9 +20,9 @@ from vlm import registry
 from vlm.assembly import Source, assemble, blueprint, construct
 from vlm.errors import ConfigError, Problem, join
 from vlm.llm import width
+from vlm.loading import load
 from vlm.model import VLM
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
-from vlm.saving import load
 
 from .checkpoint import Checkpoints
 from .mixture import Positions, loader, micro_batch, open_sources

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from vlm.assembly import assemble as assemble
     from vlm.errors import ConfigError as ConfigError
     from vlm.features import Features as Features
+    from vlm.loading import load as load
     from vlm.model import VLM as VLM
     from vlm.processor import Processor as Processor
     from vlm.sample import Batch as Batch
     from vlm.sample import Sample as Sample
     from vlm.sample import Turn as Turn
-    from vlm.saving import load as load
 
 _PUBLIC = {
     "assemble": "vlm.assembly",
-    "load": "vlm.saving",
+    "load": "vlm.loading",
     "ConfigError": "vlm.errors",
     "Features": "vlm.features",
     "VLM": "vlm.model",

@@ -33,7 +33,7 @@ def answers(
     folder: Path, samples: Sequence[Sample], *, batch_size: int, max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
     """One row {image, question, answer} or {image, question, error} a sample, in order."""
-    from vlm.saving import load
+    from vlm.loading import load
 
     model = load(folder)
     replies = model.answer(samples, batch_size=batch_size, max_new_tokens=max_new_tokens)

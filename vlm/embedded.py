@@ -6,7 +6,7 @@ import numpy as np
 
 from vlm import handwriting
 from vlm.data import Source
-from vlm.errors import ConfigError, Problem, unknown
+from vlm.errors import ConfigError, Problem, positive, unknown
 from vlm.sample import Sample, Turn
 
 MOST_DIGITS = 5
@@ -84,11 +84,7 @@ class Handwriting(Source):
 def _check(kinds: list[str], count: int, turns: int, long: float) -> None:
     known = handwriting.QUESTIONS
     problems = [Problem("kinds", unknown("kind of question", kind, known)) for kind in kinds if kind not in known]
-    problems += [
-        Problem(name, f"`{value}`; allowed: 1 or more")
-        for name, value in (("count", count), ("turns", turns))
-        if value < 1
-    ]
+    problems += positive(count=count, turns=turns)
     if not 0 <= long <= 1:
         problems.append(Problem("long", f"`{long}`; allowed: 0 to 1"))
     if problems:

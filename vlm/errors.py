@@ -60,6 +60,11 @@ def choices(value: str, allowed: Sequence[str]) -> str:
     return f"{hint} allowed: {', '.join(allowed) if allowed else 'nothing'}"
 
 
+def positive(**numbers: int) -> list[Problem]:
+    """A problem for each of the named numbers that is not 1 or more."""
+    return [Problem(name, f"`{number}`; allowed: 1 or more") for name, number in numbers.items() if number < 1]
+
+
 def unknown(what: str, value: str, allowed: Iterable[str]) -> str:
     """The message for a name nobody knows: names it, the nearest known one, and all known ones."""
     return f"unknown {what} `{value}`;{choices(value, sorted(allowed))}"

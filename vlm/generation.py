@@ -1,47 +1,35 @@
 """Generation by transformers' own `generate`, with the visual tokens in place."""
 
-from __future__ import annotations
-
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from vlm.model import VLM
-    from vlm.sample import Batch
+from vlm.chat import ChatFormat
 
 
-def generate(model: VLM, batch: Batch, *, max_new_tokens: int, **options: Any) -> Tensor:
-    """New token ids [B, at most max_new_tokens]; see `VLM.generate`."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            inputs = model.inputs(batch)
-            embeds, mask = inputs.pop("inputs_embeds"), inputs.pop("attention_mask")
-            settings = _settings(model, max_new_tokens)
-            with _given(model.llm, inputs):
-                return model.llm.generate(  # type: ignore[no-any-return, operator]
-                    inputs_embeds=embeds, attention_mask=mask, generation_config=settings, **options
-                )
-    finally:
-        model.train(was_training)
+def generate(llm: Any, inputs: dict[str, Any], chat: ChatFormat, max_new_tokens: int, **options: Any) -> Tensor:
+    """New token ids [B, at most max_new_tokens], padded on the right.
 
+    Greedy, whatever sampling the weights' own generation config asks for: answers must be repeatable.
 
-def _settings(model: VLM, max_new_tokens: int) -> Any:
-    """Greedy, whatever sampling the weights' own generation config asks for: answers must be repeatable."""
+    Args:
+        llm: the causal LM.
+        inputs: keywords for its forward, of a batch padded on the left (see `VLM.inputs`).
+        chat: says which tokens end an answer.
+        max_new_tokens: where an answer is cut.
+        options: further keywords of transformers' `generate`.
+    """
     from transformers import GenerationConfig
 
-    chat = model.processor.chat
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens)
-    settings.eos_token_id = list(chat.stop_ids)
-    settings.pad_token_id = chat.pad_id
-    settings.bos_token_id = model.tokenizer.bos_token_id
-    return copy.deepcopy(settings)
+    inputs = dict(inputs)
+    own = {name: inputs.pop(name) for name in ("inputs_embeds", "attention_mask")}
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(chat.stop_ids), pad_token_id=chat.pad_id
+    )
+    with _given(llm, inputs):
+        return llm.generate(**own, generation_config=settings, **options)  # type: ignore[no-any-return]
 
 
 @contextmanager

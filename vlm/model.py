@@ -21,6 +21,7 @@ from vlm.generation import generate
 from vlm.images import ImageError, ImageLike
 from vlm.processor import Example, Processor, SampleError
 from vlm.sample import Batch, Sample, ask
+from vlm.saving import save
 from vlm.views import Views
 
 
@@ -143,7 +144,14 @@ class VLM(nn.Module):
             max_new_tokens: where an answer is cut.
             options: further keywords of transformers' `generate`.
         """
-        return generate(self, batch, max_new_tokens=max_new_tokens, **options)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                return generate(self.llm, self.inputs(batch), self.processor.chat, max_new_tokens, **options)
+        finally:
+            for module, training in modes:  # not `train()`: in a stage, frozen parts are in eval mode
+                module.training = training
 
     def ask(self, images: ImageLike | Sequence[ImageLike], question: str, *, max_new_tokens: int = 64) -> str:
         """The answer to one question about one or several images.
@@ -170,9 +178,7 @@ class VLM(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
-        from vlm.saving import save
-
-        return save(self, folder)
+        return save(folder, self, spec=self.spec, tokenizer=self.tokenizer)
 
     def set_attention(self, how: Implementation) -> None:
         """Choose how attention is computed, in every part."""

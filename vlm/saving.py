@@ -13,11 +13,6 @@ import torch
 from torch import nn
 
 import vlm
-from vlm.assembly import build
-from vlm.errors import ConfigError
-from vlm.model import VLM
-from vlm.recipe import ModelSpec
-from vlm.schema import validate
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 
@@ -26,40 +21,29 @@ class WeightsError(ValueError):
     """A file of weights that does not fit the model; names the parameters."""
 
 
-def save(model: VLM, folder: str | Path) -> Path:
-    """Write `model` to `folder`. An older model there is replaced only once the new one is complete."""
+def save(folder: str | Path, module: nn.Module, *, spec: dict[str, Any], tokenizer: Any) -> Path:
+    """Write a model to `folder`. An older model there is replaced only once the new one is complete.
+
+    Args:
+        folder: where to.
+        module: whose parameters and buffers are saved.
+        spec: the resolved model part of its recipe.
+        tokenizer: with its chat template.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     fresh = folder.with_name(folder.name + ".writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    config = {"kit": vlm.__version__, "model": model.spec}
+    config = {"kit": vlm.__version__, "model": spec}
     (fresh / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf8")
-    save_file(weights(model), str(fresh / WEIGHTS), metadata={"format": "pt"})
-    model.tokenizer.save_pretrained(str(fresh / TOKENIZER))
+    save_file(weights(module), str(fresh / WEIGHTS), metadata={"format": "pt"})
+    tokenizer.save_pretrained(str(fresh / TOKENIZER))
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)
     return folder
-
-
-def load(folder: str | Path) -> VLM:
-    """The model saved in `folder` (or in the `model` folder of a run), in eval mode.
-
-    Raises:
-        ConfigError: the folder holds no model of the kit.
-        WeightsError: parameters are missing, unexpected or of another shape.
-    """
-    folder = _model_folder(Path(folder))
-    config = _read_config(folder / CONFIG)
-    spec = config["model"]
-    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str(folder / TOKENIZER)}}
-    with _no_init():
-        model = build(validate(ModelSpec, spec))
-    model.llm.tie_weights()  # type: ignore[operator]  # part of the initialisation that was left out
-    load_weights(model, folder / WEIGHTS)
-    return model.eval()
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -102,34 +86,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if any(complaints):
         raise WeightsError(f"{path}: " + "; ".join(complaint for complaint in complaints if complaint))
     model.load_state_dict(found, strict=False, assign=True)
-    if isinstance(model, VLM):
-        model.llm.tie_weights()  # type: ignore[operator]
 
 
 def _complaint(what: str, names: list[str]) -> str:
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"{len(names)} {what}: {shown}" if names else ""
-
-
-def _model_folder(folder: Path) -> Path:
-    for candidate in (folder, folder / "model"):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    raise ConfigError(f"`{folder}` holds no model: there is no {CONFIG} in it or in {folder / 'model'}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "model" not in config or "llm" not in config["model"]:
-        raise ConfigError(f"{path} is not of this kit (no `model` in it); `vlm import` reads Hugging Face folders")
-    return config
-
-
-def _no_init() -> Any:
-    """Weights are about to be read, so drawing random ones first would be a waste."""
-    from transformers.initialization import no_init_weights
-
-    return no_init_weights()

@@ -75,20 +75,27 @@ def validate(schema: type[BaseModel], values: Any, *, what: str = "key") -> Any:
 
 
 def _problem(schema: type[BaseModel], values: Any, item: dict[str, Any], what: str) -> Problem:
-    location = [piece for piece in item["loc"] if not (isinstance(piece, str) and _is_union_tag(piece, values))]
+    location = _location(values, item)
     place = join(*location)
     value = item.get("input")
     describe: Callable[[], str] = {
         "extra_forbidden": lambda: unknown(what, str(location[-1]), _known(schema, location[:-1])),
-        "missing": lambda: f"is missing; {_known_text(schema, location)}",
+        "missing": lambda: f"is missing; keys here: {', '.join(_known(schema, location[:-1]))}",
         "literal_error": lambda: f"`{value}` is not allowed;{_literal(value, item)}",
     }.get(item["type"], lambda: f"`{value}` is wrong: {item['msg']}")
     return Problem(place, describe())
 
 
-def _is_union_tag(piece: str, values: Any) -> bool:
-    """pydantic names the member of a union in the place (`list[int]`, `function-before[...]`); a reader need not."""
-    return any(mark in piece for mark in "[(") or piece in {"int", "str", "float", "bool", "none"}
+def _location(values: Any, item: dict[str, Any]) -> list[str | int]:
+    """pydantic's place without what is not in the data: members of unions (`list[int]`), the 0 of a bare item."""
+    found: list[str | int] = []
+    for number, piece in enumerate(item["loc"]):
+        there = (isinstance(values, dict) and piece in values) or (isinstance(values, list) and isinstance(piece, int))
+        if there:
+            values = values[piece]
+        if there or (item["type"] == "missing" and number == len(item["loc"]) - 1):
+            found.append(piece)
+    return found
 
 
 def _literal(value: Any, item: dict[str, Any]) -> str:
@@ -105,10 +112,6 @@ def _known(schema: type[BaseModel], location: list[Any]) -> list[str]:
                 break
             schema = nested
     return list(schema.model_fields)
-
-
-def _known_text(schema: type[BaseModel], location: list[Any]) -> str:
-    return f"allowed beside it: {', '.join(name for name in _known(schema, location[:-1]) if name != location[-1])}"
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:

@@ -138,6 +138,15 @@ def test_bad_image_is_one_error_and_the_rest_is_answered(toy: Callable[..., Any]
     assert answers[0] == answers[3]
 
 
+def test_generating_in_the_middle_of_training_leaves_modes_alone(toy: Callable[..., Any]) -> None:
+    model = toy()
+    model.llm.train()
+    before = [module.training for module in model.modules()]
+    model.ask(picture(1), "What?", max_new_tokens=2)
+    assert [module.training for module in model.modules()] == before
+    assert len(set(before)) == 2
+
+
 def test_planning_a_large_model_needs_no_memory() -> None:
     from vlm.planning import plan
 

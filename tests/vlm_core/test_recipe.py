@@ -107,6 +107,16 @@ def test_parts_that_do_not_fit(change: dict[str, Any], place: str, words: list[s
     assert all(word in " ".join([*found, *matching]) for word in words), found
 
 
+def test_places_are_those_of_the_file() -> None:
+    """A glob is not taken for pydantic's name of a type; a single part is not numbered."""
+    glob = "encoders.0.*layers.[01]*"
+    wrong = {**STAGE, "train": {glob: "fast"}, "betas": [0.9, "x"]}
+    del wrong["steps"]
+    found = problems({**toy_recipe(encoders={"config": SIGLIP}), "stages": [wrong]})
+    assert set(found) == {"model.encoders.name", f"stages.0.train.{glob}", "stages.0.betas.1", "stages.0.steps"}
+    assert found["model.encoders.name"].startswith("is missing")
+
+
 def test_two_encoders_need_a_merge() -> None:
     found = problems(toy_recipe(encoders=[{"name": "siglip", "config": SIGLIP}] * 2))
     assert found == {"model.merge": "is missing with 2 encoders; allowed: channel, sequence"}
