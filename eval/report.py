@@ -117,7 +117,7 @@ def _curve(path: Path) -> str:
         shown = f'<img alt="Curve of {escape(path.stem)}" src="{_data_uri(path.read_bytes(), "png")}">'
     except OSError as error:
         shown = f'<p class="soft">cannot be read: {escape(str(error))}</p>'
-    return f'<figure class="panel">{shown}<figcaption>{escape(path.stem)}</figcaption></figure>'
+    return f'<figure class="panel">{shown}</figure>'
 
 
 def _section(result: TaskResult, rows: Sequence[Row], pictures: Pictures | None, seed: int) -> str:

@@ -36,7 +36,7 @@ def plot_stage(metrics: Path, picture: Path, *, title: str) -> Path:
     axes = figure.subplots()
     axes.plot(steps, loss, color="#9db7d5", linewidth=0.8, label="each step")
     axes.plot(steps, _smooth(loss), color="#1f4e8c", linewidth=1.8, label="smoothed")
-    if len(loss) and loss.min() > 0:
+    if len(loss) and loss.min() > 0 and loss.max() > 10 * loss.min():  # less than a decade reads better as it is
         axes.set_yscale("log")
     axes.set(title=title, xlabel="optimiser step", ylabel="loss per supervised term")
     axes.grid(alpha=0.25, which="both")

@@ -36,7 +36,8 @@ def build(name: str) -> tuple[Any, Any]:
         image_token_index=5,
     )
     reference = perturb(LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")).eval()
-    encoder = {"name": vision["model_type"].split("_")[0], "config": {**vision}, **options}
+    own = {key: value for key, value in vision.items() if key != "vision_use_head"}  # the kit's has none anyway
+    encoder = {"name": vision["model_type"].split("_")[0], "config": own, **options}
     model = vlm.assemble(
         {
             "model": {
