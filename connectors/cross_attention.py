@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlm.attention import MultiHead, default_heads
 from vlm.connector import Connector
-from vlm.errors import ConfigError, Problem
+from vlm.errors import ConfigError, positive
 from vlm.features import Features, Shape
 from vlm.llm import decoder_blocks, passes_keywords
 from vlm.routes import AttentionRoute, Route, VisionStream
@@ -39,8 +39,8 @@ class CrossAttention(Connector):
         sees: Literal["latest", "all"] = "latest",
     ) -> None:
         super().__init__()
-        if not 1 <= every <= llm_layers:
-            raise ConfigError(Problem("every", f"`{every}`; allowed: 1 to {llm_layers}, the number of LLM layers"))
+        if problems := positive(every=every):
+            raise ConfigError(problems)
         self.every = every
         self.in_width = in_width
         self.sees = sees

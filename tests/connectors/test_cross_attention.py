@@ -201,6 +201,11 @@ def test_family_that_drops_keywords_is_refused() -> None:
         vlm.assemble(toy_recipe(BLOCK, llm={"tokenizer": "bytes", "config": config}))
 
 
-def test_every_beyond_the_layers_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.connector\.every: `9`; allowed: 1 to 4"):
-        vlm.assemble(toy_recipe({"name": "cross_attention", "every": 9}))
+@pytest.mark.parametrize(("every", "blocks"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_blocks_stand_before_every_kth_layer(every: int, blocks: int) -> None:
+    assert len(vlm.assemble(toy_recipe({"name": "cross_attention", "every": every})).connector.ops[0].blocks) == blocks
+
+
+def test_every_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.connector\.every: `0`; allowed: 1 or more"):
+        vlm.assemble(toy_recipe({"name": "cross_attention", "every": 0}))
