@@ -48,7 +48,8 @@ def test_readme_starts_with_the_two_commands() -> None:
     ]
     assert text.index("make demo") < 200
     for target, wanted in (("demo", "vlm demo"), ("test", "pytest")):
-        planned = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        make = ["make", "--no-print-directory", "--dry-run", target]
+        planned = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert planned.splitlines()[-1].endswith(wanted)
 
 
