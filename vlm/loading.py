@@ -22,6 +22,7 @@ def load(folder: str | Path) -> VLM:
     folder = _model_folder(Path(folder))
     config = _read_config(folder / CONFIG)
     spec = config["model"]
+    _refuse_own_code(spec, folder)
     spec = {**spec, "llm": {**spec["llm"], "tokenizer": str(folder / TOKENIZER)}}
     with _no_init():
         model = build(validate(ModelSpec, spec))
@@ -29,6 +30,18 @@ def load(folder: str | Path) -> VLM:
     load_weights(model, folder / WEIGHTS)
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones
     return model.eval()
+
+
+def _refuse_own_code(spec: Any, folder: Path) -> None:
+    """A part from outside must be installed or lie where the user works; a folder of weights brings no code along."""
+    if isinstance(spec, dict):
+        module, colon, _ = str(spec.get("name", "")).partition(":")
+        top = module.partition(".")[0]
+        if colon and ((folder / f"{top}.py").exists() or (folder / top).is_dir()):
+            name = f"`{spec['name']}`"
+            raise ConfigError(f"{folder} names {name} and holds a `{top}` itself: code from a model folder is not run")
+    for part in spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else []:
+        _refuse_own_code(part, folder)
 
 
 def _model_folder(folder: Path) -> Path:
