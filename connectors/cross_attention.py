@@ -39,14 +39,16 @@ class CrossAttention(Connector):
         sees: Literal["latest", "all"] = "latest",
     ) -> None:
         super().__init__()
-        if problems := positive(every=every):
+        if problems := positive(every=every, mlp_ratio=int(llm_width * mlp_ratio)):
             raise ConfigError(problems)
         self.every = every
         self.in_width = in_width
         self.sees = sees
         self.norm = nn.LayerNorm(in_width)
         self.blocks = nn.ModuleList(
-            GatedBlock(llm_width, in_width, heads=heads or default_heads(llm_width), mlp_ratio=mlp_ratio)
+            GatedBlock(
+                llm_width, in_width, heads=default_heads(llm_width) if heads is None else heads, mlp_ratio=mlp_ratio
+            )
             for _ in range(0, llm_layers, every)
         )
 

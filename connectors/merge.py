@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm.connector import Merge
-from vlm.errors import ConfigError, Problem
+from vlm.errors import ConfigError, Problem, positive
 from vlm.features import Features, Grid, Shape
 
 
@@ -32,6 +32,8 @@ class ChannelMerge(Merge):
             if shape.grid is None:
                 place = "has prefix tokens or no grid, which channels cannot be merged on; use `prefix: drop`"
                 raise ConfigError(Problem("", f"encoder {number} {place}"))
+        if grid is not None and (problems := positive(**{"grid.0": grid[0], "grid.1": grid[1]})):
+            raise ConfigError(problems)
         self.grid: Grid = grid or shapes[0].grid  # type: ignore[assignment]
         self.resample = resample
 
@@ -65,6 +67,8 @@ class SequenceMerge(Merge):
 
     def __init__(self, shapes: Sequence[Shape], *, width: int | None = None) -> None:
         super().__init__()
+        if width is not None and (problems := positive(width=width)):
+            raise ConfigError(problems)
         widths = [shape.width for shape in shapes]
         self.width = width or max(widths)
         same = set(widths) == {self.width}

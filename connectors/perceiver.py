@@ -30,12 +30,13 @@ class Perceiver(Connector):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if problems := positive(latents=latents, depth=depth):
+        if problems := positive(latents=latents, depth=depth, mlp_ratio=int(in_width * mlp_ratio)):
             raise ConfigError(problems)
         self.out_width = out_width
         self.latents = nn.Parameter(torch.randn(latents, in_width) * in_width**-0.5)
         self.blocks = nn.ModuleList(
-            PerceiverBlock(in_width, heads=heads or default_heads(in_width), mlp_ratio=mlp_ratio) for _ in range(depth)
+            PerceiverBlock(in_width, heads=default_heads(in_width) if heads is None else heads, mlp_ratio=mlp_ratio)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(in_width)
         self.projection = nn.Linear(in_width, out_width)

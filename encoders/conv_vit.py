@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm.attention import MultiHead, head_size
 from vlm.encoder import Encoder
-from vlm.errors import ConfigError, Problem
+from vlm.errors import ConfigError, Problem, positive
 from vlm.features import Features, Grid
 from vlm.views import ImageSpec, Size
 
@@ -46,7 +46,7 @@ class ConvVit(Encoder):
     ) -> None:
         super().__init__()
         steps = [(2, 2)] * len(stem) if strides is None else [(down, across) for down, across in strides]
-        _check(stem, steps, width, heads)
+        _check(stem, steps, width, depth, heads)
         self._options = {"width": width, "stem": list(stem), "strides": [list(step) for step in steps]}
         self._options |= {"depth": depth, "heads": heads}
         self._step = (math.prod(step[0] for step in steps), math.prod(step[1] for step in steps))
@@ -80,14 +80,19 @@ class ConvVit(Encoder):
         return F.interpolate(self.positions, size=grid, mode="bicubic", align_corners=False)
 
 
-def _check(stem: tuple[int, ...], strides: list[tuple[int, int]], width: int, heads: int) -> None:
-    problems = []
+def _check(stem: tuple[int, ...], strides: list[tuple[int, int]], width: int, depth: int, heads: int) -> None:
+    problems = positive(width=width, **{f"stem.{index}": channels for index, channels in enumerate(stem)})
+    for index, (down, across) in enumerate(strides):
+        problems += positive(**{f"strides.{index}.0": down, f"strides.{index}.1": across})
+    if depth < 0:
+        problems.append(Problem("depth", f"`{depth}`; allowed: 0 (the stem alone) or more"))
     if not stem:
         problems.append(Problem("stem", "give the channels of at least one convolution, e.g. [32, 64]"))
     if len(strides) != len(stem):
         problems.append(Problem("strides", f"{len(strides)} strides for {len(stem)} convolutions in `stem`"))
     try:
-        head_size(width, heads)
+        if width > 0:
+            head_size(width, heads)
     except ConfigError as error:
         problems += error.problems
     if problems:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vlm.errors import ConfigError, Problem, choices
+from vlm.errors import ConfigError, Problem, choices, positive
 from vlm.views import ImageSpec, Interpolation, Size
 from vlm.weights import config_fields, transformers_config
 
@@ -35,13 +35,19 @@ def vision_config(weights: str | None, config: dict[str, Any] | None, model_type
         model_types: what the encoder can build.
 
     Raises:
-        ConfigError: neither is given, or what was found is another kind of model.
+        ConfigError: neither or both are given, what was found is another kind of model, or a size is 0.
     """
+    if weights is not None and config is not None:
+        raise ConfigError(Problem("config", "stands beside `weights`, which bring their own; give one of the two"))
     found = transformers_config(weights, config, model_types[0])
     part = vars(found).get("vision_config", found)
     if part.model_type not in model_types:
         place = "weights" if config is None else "config.model_type"
         raise ConfigError(Problem(place, f"is a `{part.model_type}`;{choices(part.model_type, model_types)}"))
+    sizes = {name: getattr(part, name) for name in ("hidden_size", "num_attention_heads")}
+    sizes["patch_size"] = min(as_size(part.patch_size))
+    if problems := positive(**sizes):  # transformers divides by them unchecked
+        raise ConfigError(problems).under("weights" if config is None else "config")
     return part
 
 

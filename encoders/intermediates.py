@@ -2,7 +2,7 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vlm.attention import Implementation
 from vlm.encoder import Encoder
 from vlm.errors import ConfigError, Problem, unknown
 from vlm.features import Features, Grid
-from vlm.views import Size
+from vlm.views import ImageSpec, Size
 
-from .common import Prefix, check_prefix, layer_indices, select, whole_patches
+from .common import Prefix, check_prefix, image_spec, layer_indices, select, whole_patches
 
 Maps = list[tuple[Tensor, Tensor | None]]
 """Per layer a map [N, C, H, W] and its prefix tokens [N, E, C]."""
@@ -28,6 +29,9 @@ class Intermediates(Encoder):
     input of block 0, so layer 0 does not exist here. Widths and grids come from the backbone itself, run once without
     data on the meta device: one formula for plain ViTs, windows, and convolutions with any padding.
     """
+
+    _name: str
+    """The library's name of the model."""
 
     def _setup(self, layers: Sequence[int], depth: int, prefix: Prefix, *, norm: bool, patch: int | None) -> None:
         """Called last in a subclass's `__init__`, when `image` and the backbone are there.
@@ -65,6 +69,16 @@ class Intermediates(Encoder):
         ]
         return select(states, (height, width), count=self._count, keep=self.prefix > 0)
 
+    def set_attention(self, how: Implementation) -> None:
+        """Choose the route of every timm attention that has two; all others keep their only one.
+
+        timm declares its switch in the class (`fused_attn: Final[bool]`). open_clip's own ViT and ResNet have none:
+        their blocks call torch's `nn.MultiheadAttention` such that it is always fused.
+        """
+        for part in self.modules():
+            if any("fused_attn" in inspect.get_annotations(kind) for kind in type(part).__mro__):
+                part.fused_attn = how == "sdpa"  # type: ignore[assignment]
+
     def grid(self, size: Size) -> Grid:
         if size not in self._grids:
             self._grids[size] = self._one_grid(self._probe(size))
@@ -84,19 +98,40 @@ class Intermediates(Encoder):
         """
         if self._patch is not None:
             whole_patches(size, (self._patch, self._patch))
+        try:
+            return self._without_data(size)
+        except Exception as error:  # timm states its demands as assertions, and a library's own bug is of any class
+            raise self._refusal(size, error) from error
+
+    def _without_data(self, size: Size) -> Maps:
         call = _Call(self, self._selected)
         tensors = dict(call.named_parameters()) | dict(call.named_buffers())
         tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
         dtype = next(self.parameters()).dtype
-        try:
-            with torch.no_grad(), torch.device("meta"):
-                pixels = torch.empty(2, 3, *size, dtype=dtype)  # two, for batch norm in training mode
-                maps: Maps = functional_call(call, tensors, (pixels,))
-        except (RuntimeError, AssertionError, ValueError) as error:  # timm states its demands as assertions
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            wanted = f"layers {list(self.layers)} with norm={self.norm} for {size[0]}x{size[1]} pixels"
-            raise ConfigError(f"the backbone cannot yield {wanted}: {text}") from error
+        with torch.no_grad(), torch.device("meta"):
+            pixels = torch.empty(2, 3, *size, dtype=dtype)  # two, for batch norm in training mode
+            maps: Maps = functional_call(call, tensors, (pixels,))
         return maps
+
+    def _refusal(self, size: Size, error: Exception) -> ConfigError:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        if "meta tensor" in text:
+            message = f"`{self._name}` reads values of its input to tell its grid, which the kit asks for without data"
+            return ConfigError(Problem("model", f"{message}; it cannot be an encoder here ({text})"))
+        if self.norm and self._runs_without_norm(size):
+            return ConfigError(Problem("norm", f"`{self._name}` cannot apply one here; use `norm: false` ({text})"))
+        wanted = f"layers {list(self.layers)} with norm={self.norm} for {size[0]}x{size[1]} pixels"
+        return ConfigError(f"the backbone `{self._name}` cannot yield {wanted} ({text})")
+
+    def _runs_without_norm(self, size: Size) -> bool:
+        self.norm = False
+        try:
+            self._without_data(size)
+        except Exception:  # then the norm is not, or not alone, what is wrong
+            return False
+        finally:
+            self.norm = True
+        return True
 
     def _one_grid(self, maps: Maps) -> Grid:
         grids = [(int(features.shape[-2]), int(features.shape[-1])) for features, _ in maps]
@@ -118,9 +153,19 @@ class _Call(nn.Module):
         return self._function(pixels)
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` has a parameter called `name` (the backbones' doors differ in a few)."""
-    return name in inspect.signature(function).parameters
+def has_prefix(model: Any) -> bool:
+    """Whether a timm model has prefix tokens to give; some of those without fail when asked for them (Eva, relpos)."""
+    asked = inspect.signature(model.forward_intermediates).parameters
+    return "return_prefix_tokens" in asked and model.num_prefix_tokens > 0
+
+
+def described_spec(data: Mapping[str, Any], size: Size) -> ImageSpec:
+    """`size` with mean, std and interpolation from timm's or open_clip's description of some weights.
+
+    `random` there means that training drew bilinear or bicubic for each image; bicubic is taken.
+    """
+    interpolation = "bicubic" if data["interpolation"] == "random" else data["interpolation"]
+    return image_spec({"size": size, "mean": data["mean"], "std": data["std"], "interpolation": interpolation})
 
 
 def fixed_patch(model: Any) -> int | None:

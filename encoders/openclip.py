@@ -11,9 +11,9 @@ from vlm.errors import ConfigError, Problem, unknown
 from vlm.views import ImageSpec
 from vlm.weights import is_planning
 
-from .common import as_size, image_spec, saved_spec
+from .common import as_size, saved_spec
 from .hub import final_spec
-from .intermediates import Intermediates, Maps, fixed_patch, takes, unknown_model, without_head
+from .intermediates import Intermediates, Maps, described_spec, fixed_patch, has_prefix, unknown_model, without_head
 
 # What open_clip needs beside a vision tower, as small as it can be.
 _NO_TEXT = {"context_length": 1, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
@@ -137,9 +137,7 @@ def _own_spec(saved: dict[str, Any], vision: dict[str, Any]) -> ImageSpec:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     cfg = merge_preprocess_dict(PreprocessCfg(), saved)
-    interpolation = {"random": "bicubic"}.get(cfg["interpolation"], cfg["interpolation"])
-    size = as_size(vision.get("image_size", 224))
-    return image_spec({"size": size, "mean": cfg["mean"], "std": cfg["std"], "interpolation": interpolation})
+    return described_spec(cfg, as_size(vision.get("image_size", 224)))
 
 
 def _stored_preprocess(model: str) -> dict[str, Any]:
@@ -166,7 +164,7 @@ def _random_tower(options: dict[str, Any]) -> Any:
             text_cfg=_NO_TEXT,
             quick_gelu=options.get("quick_gelu", False),
         )
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except (TypeError, AssertionError, RuntimeError, ArithmeticError) as error:  # a size of 0 is divided by
         raise ConfigError(Problem("config", f"open_clip refuses it: {error}")) from error
     if isinstance(whole.visual, TimmModel):
         whole.visual.set_input_size(size)  # its constructor leaves the backbone at timm's own size
@@ -219,6 +217,5 @@ def _facts(tower: Any) -> tuple[int, int | None, bool]:
     if isinstance(tower, VisionTransformer):
         return len(tower.transformer.resblocks), tower.patch_size[0], True
     if isinstance(tower, TimmModel):
-        door = tower.trunk.forward_intermediates
-        return len(tower.trunk.feature_info), fixed_patch(tower.trunk), takes(door, "return_prefix_tokens")
+        return len(tower.trunk.feature_info), fixed_patch(tower.trunk), has_prefix(tower.trunk)
     return 5, None, False  # open_clip's ResNet: the stem and four stages

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlm.attention import Implementation
 from vlm.encoder import Encoder
 from vlm.features import Features, Grid
 from vlm.views import Size
@@ -73,6 +75,18 @@ class Sam(Encoder):
                 states[index] = hidden
         return select([self._tokens(states[index]) for index in self._take], grid, count=0, keep=False)
 
+    def set_attention(self, how: Implementation) -> None:
+        """Choose how attention is computed: transformers has a class for each way and takes one when it is built, so
+        the blocks get new attention modules. The parameters in them stay the same objects; hooks on the old are lost.
+        """
+        from transformers.models.sam.modeling_sam import SAM_VISION_ATTENTION_CLASSES as CLASSES
+
+        self.model.set_attn_implementation(how)
+        for block in self.model.vision_encoder.layers:
+            with torch.device("meta"):  # what it holds is replaced
+                attention = CLASSES[how](self.model.config, block.window_size)
+            block.attn = _moved(block.attn, attention)
+
     def grid(self, size: Size) -> Grid:
         return whole_patches(size, self._patch)
 
@@ -98,6 +112,15 @@ class Sam(Encoder):
         if self.neck:
             return self.model.vision_encoder.neck(hidden).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
         return hidden.flatten(1, 2)
+
+
+def _moved(source: nn.Module, target: nn.Module) -> nn.Module:
+    """`target` with the layers and parameters of `source` in place of its own of the same names."""
+    for name, child in source.named_children():
+        target.register_module(name, child)
+    for name, parameter in source.named_parameters(recurse=False):
+        target.register_parameter(name, parameter)
+    return target.train(source.training)
 
 
 def resampled(positions: Tensor, grid: Grid) -> Tensor:

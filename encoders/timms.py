@@ -10,9 +10,18 @@ from vlm.errors import ConfigError, Problem
 from vlm.views import ImageSpec
 from vlm.weights import is_planning
 
-from .common import as_size, image_spec, saved_spec
+from .common import as_size, saved_spec
 from .hub import final_spec
-from .intermediates import Intermediates, Maps, fixed_patch, split_pairs, takes, unknown_model, without_head
+from .intermediates import (
+    Intermediates,
+    Maps,
+    described_spec,
+    fixed_patch,
+    has_prefix,
+    split_pairs,
+    unknown_model,
+    without_head,
+)
 
 
 class Timm(Intermediates):
@@ -29,6 +38,7 @@ class Timm(Intermediates):
         layers: blocks' or stages' outputs to yield, 1 to their number, or from the end.
         prefix: `drop` puts CLS and registers into `Features.extra`, `keep` leaves them in front of the tokens.
         norm: the final norm, on the layers to which timm applies it (ViTs: each; pyramids: the last; SAM: its neck).
+            Families to which it applies none (Hiera) need `norm: false`.
         size: (height, width) in pixels, if not the weights' own; timm resamples position embeddings and windows.
         image: fields of a saved `ImageSpec`; overrides `size` and the weights' own.
     """
@@ -60,7 +70,7 @@ class Timm(Intermediates):
 
     def _maps(self, pixels: Tensor, indices: list[int]) -> Maps:
         door = self.model.forward_intermediates
-        extra = {"return_prefix_tokens": True} if takes(door, "return_prefix_tokens") else {}
+        extra = {"return_prefix_tokens": True} if has_prefix(self.model) else {}
         found = door(pixels, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True, **extra)
         return split_pairs(found)
 
@@ -132,9 +142,7 @@ def _own_spec(cfg: dict[str, Any], img_size: Any) -> ImageSpec:
     from timm.data.config import resolve_data_config
 
     data: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg or {"input_size": (3, 224, 224)}, use_test_size=False)
-    interpolation = {"random": "bicubic"}.get(data["interpolation"], data["interpolation"])
-    size = as_size(data["input_size"][1:] if img_size is None else img_size)
-    return image_spec({"size": size, "mean": data["mean"], "std": data["std"], "interpolation": interpolation})
+    return described_spec(data, as_size(data["input_size"][1:] if img_size is None else img_size))
 
 
 def _create(source: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -149,7 +157,7 @@ def _create(source: dict[str, Any], options: dict[str, Any]) -> Any:
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         model: Any = timm.create_model(**arguments, **options)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, ArithmeticError) as error:  # a size of 0 is divided by
         raise ConfigError(Problem("config", f"timm refuses {options}: {error}")) from error
     except RuntimeError as error:
         if not source["pretrained"]:

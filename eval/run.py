@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlm.device import best_device
 from vlm.errors import ConfigError
 from vlm.images import open_image
 from vlm.loading import load
@@ -23,7 +24,7 @@ def run(
     data: str | None = None,
     out: Path | None = None,
     batch_size: int = 16,
-    curves: Sequence[Path] = (),
+    device: str | None = None,
     progress: bool = True,
 ) -> list[TaskResult]:
     """Evaluate and write `results.json`, `report.html` and each task's answers to `out`; the results, a task each.
@@ -34,7 +35,7 @@ def run(
         data: the path that `$DATA` stands for in a task, such as your own questions for `mine`.
         out: folder to write to; `eval` in the model's folder if absent (`runs/eval` for a model that has none).
         batch_size: samples per forward pass.
-        curves: PNG plots to put into the report.
+        device: where a model is loaded to; the fastest there is if absent.
         progress: show a bar on the terminal.
 
     Raises:
@@ -46,7 +47,7 @@ def run(
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if out is None:
         out = Path(model) / "eval" if isinstance(model, str | Path) else Path("runs/eval")
-    answerer: Answerer = load(model) if isinstance(model, str | Path) else model
+    answerer: Answerer = load(model, device or best_device()) if isinstance(model, str | Path) else model
     results: list[TaskResult] = []
     for task in loaded:
         results.append(evaluate(answerer, task, out=out, batch_size=batch_size, progress=progress))
@@ -56,7 +57,7 @@ def run(
         results,
         [row for result in results for row in result.rows],
         title=f"Evaluation of {name}",
-        curves=curves,
+        curves=sorted(Path(model).glob("stages/*/loss.png")) if isinstance(model, str | Path) else [],
         pictures=pictures_of(answerer, loaded),
     )
     return results

@@ -110,6 +110,8 @@ def open_sources(data: Sequence[DataSpec], place: str = "data") -> list[Source]:
     for number, spec in enumerate(data):
         try:
             sources.append(construct(registry.sources, PartSpec(name=spec.name, **spec.options), {}))
+            if not len(sources[-1]):
+                raise ConfigError("holds no sample")
         except ConfigError as error:
             problems += error.under(join(place, number)).problems
     if problems:

@@ -1,5 +1,6 @@
 """One stage as a Lightning module."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -44,6 +45,7 @@ class StageModule(pl.LightningModule):
         set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in self.rates.items()})
         self._count = 0
         self._sum = torch.zeros(())
+        self._last: Batch
         self._rng: dict[str, Tensor] | None = None
         self.train()  # Lightning leaves modes as they are, and a loaded model is in eval mode
 
@@ -57,17 +59,23 @@ class StageModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.objective(self.vlm, batch)
-        if not loss.count:
-            raise TrainingError(f"no supervised token in this batch, so there is nothing to learn: {self._show(batch)}")
         self._count += loss.count
         self._sum = self._sum.to(loss.total.device) + loss.total.detach()
+        self._last = batch
+        total = loss.total
+        if not total.requires_grad:  # text alone does not pass through an encoder or a connector: a gradient of zero
+            total = total + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
         # Lightning divides by the accumulated batches and DDP by the devices; the true divisor comes later.
-        return loss.total * (self.accumulate * self.trainer.world_size)  # type: ignore[no-any-return]
+        return total * (self.accumulate * self.trainer.world_size)  # type: ignore[no-any-return]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum of gradients -> gradient of the mean; Lightning clips after this."""
         sums = torch.stack([self._sum, torch.tensor(float(self._count), device=self._sum.device)])
         total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        if not count:
+            raise TrainingError(f"no supervised token in this batch, so there is nothing to learn: {self._show()}")
+        if not math.isfinite(total):
+            raise TrainingError(f"the loss is {total} at step {self.global_step}: {self._show()}")
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, count)
         self._report({"loss": total / count, "lr": max(group["lr"] for group in optimizer.param_groups)})
@@ -100,8 +108,9 @@ class StageModule(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(figures, step=self.global_step)
 
-    def _show(self, batch: Batch) -> str:
-        """The first sample of a batch as the model sees it: its name and text, an image mark for each image."""
+    def _show(self) -> str:
+        """The latest micro-batch: its samples' names, and the first one's text as the model sees it."""
+        batch = self._last
         name = batch.ids[0] if batch.ids else ""
         real = (batch.attention_mask[0] == 1) & (batch.owner[0] < 0)
         text = self.vlm.tokenizer.decode(batch.input_ids[0][real].tolist())

@@ -6,6 +6,8 @@ run/model/                      the model after the last stage
 """
 
 import json
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from vlm import device as devices
 from vlm import registry
-from vlm.assembly import Source, assemble, blueprint, construct
+from vlm.assembly import Source, assemble, construct, draft
 from vlm.errors import ConfigError, Problem, join
-from vlm.llm import width
+from vlm.llm import has_sdpa, head_count, width
 from vlm.loading import load
 from vlm.model import VLM
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
@@ -28,7 +31,7 @@ from .checkpoint import Checkpoints
 from .mixture import Positions, loader, micro_batch, open_sources
 from .module import StageModule
 from .objectives import facts
-from .plots import join_logs, plot_stage
+from .plots import join_logs, plot_stage, read_metrics
 from .progress import StageBar, quiet
 
 
@@ -43,14 +46,16 @@ class Run:
         self.recipe = recipe
         self.folder = folder
         file = folder / "recipe.yaml"
-        if file.exists():
+        begun = any(folder.glob("stages/*/checkpoints/*.ckpt")) or any(folder.glob("stages/*/done.json"))
+        if begun and file.exists():
             differ = _differences(read_recipe(read_yaml(file)).dump(), recipe.dump())
             if differ:
                 raise ConfigError(
                     f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out"
                 )
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")
+        if _rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")
 
     @property
     def model(self) -> Path:
@@ -84,9 +89,8 @@ def train(
         ConfigError: every mistake in the recipe, before anything heavy is loaded.
         TrainingError: a batch in which nothing is supervised, shown.
     """
-    recipe, plan = blueprint(source, overrides or [])
-    _check(recipe, plan)
-    run = Run(recipe, Path(out or Path("runs") / _name(source)))
+    recipe = check(source, overrides or [])
+    run = Run(recipe, Path(out or Path("runs") / name_of(source)))
     finished = run.finished()
     if finished == len(recipe.stages):
         return run.folder
@@ -100,8 +104,8 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     """Train stage `number`, from its last checkpoint if it has one, and write what it leaves."""
     stage, folder = run.recipe.stages[number], run.stage(number)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = _device_settings(folder, model, stage)
-    model.set_attention(settings["attention"])  # type: ignore[arg-type]
+    settings = _device_settings(folder, model, stage, run.recipe.model.llm.attention)
+    model.set_attention(settings["attention"])
     pl.seed_everything(run.recipe.seed + number, verbose=False)
     objective = construct(registry.objectives, stage.objective, facts(model))
     checkpoints = Checkpoints(folder / "checkpoints", stage.checkpoint_every)
@@ -113,8 +117,10 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
         trainer.accumulate_grad_batches = positions.accumulate
         data = StageData(stage, model, seed=run.recipe.seed + number)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoints.latest(), weights_only=True)
-    _finish(run, number, model, trainer)
-    checkpoints.clear()
+    if trainer.is_global_zero:
+        _finish(run, number, model, trainer.global_step)
+        checkpoints.clear()
+    trainer.strategy.barrier("stage finished")
 
 
 class StageData(pl.LightningDataModule):
@@ -154,72 +160,94 @@ def _csv(folder: Path) -> CSVLogger:
     return CSVLogger(folder, name="logs", version=f"{taken_up:03d}", flush_logs_every_n_steps=1)
 
 
-def _finish(run: Run, number: int, model: VLM, trainer: pl.Trainer) -> None:
+def _finish(run: Run, number: int, model: VLM, steps: int) -> None:
     folder, stage = run.stage(number), run.recipe.stages[number]
     model.save(run.model_after(number))
     metrics = join_logs(folder / "logs", folder / "metrics.csv")
     plot_stage(metrics, folder / "loss.png", title=f"{stage.name} ({stage.objective.name})")
-    figures = {"steps": trainer.global_step, "loss": float(trainer.callback_metrics["loss"])}
+    figures = {"steps": steps, "loss": read_metrics(metrics)["loss"][-1]}
     (folder / "done.json").write_text(json.dumps(figures), encoding="utf8")
 
 
-def _device_settings(folder: Path, model: VLM, stage: StageSpec) -> dict[str, str]:
-    """Attention and precision: as asked for, or measured once; a stage that goes on keeps what it began with."""
+def _device_settings(folder: Path, model: VLM, stage: StageSpec, attention: str) -> dict[str, str]:
+    """Attention and precision: as asked for, or measured once; a stage that goes on keeps what it began with, and all
+    processes take what the first one found."""
     file = folder / "device.json"
-    if file.is_file():
-        kept: dict[str, str] = json.loads(file.read_text(encoding="utf8"))
-        return kept
+    if _rank() == 0 and not file.is_file():
+        fresh = file.with_suffix(".writing")
+        fresh.write_text(json.dumps(_measured(model, stage, attention)), encoding="utf8")
+        fresh.rename(file)
+    for _ in range(600):
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf8"))  # type: ignore[no-any-return]
+        time.sleep(0.1)
+    raise TimeoutError(f"the first process has not written {file} within a minute")
+
+
+def _measured(model: VLM, stage: StageSpec, attention: str) -> dict[str, str]:
+    """What `auto` comes to on this device, at the stage's own sizes."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    attention, precision = model.spec["llm"]["attention"], stage.precision
-    config: Any = model.llm.config.get_text_config()  # type: ignore[union-attr, operator]
-    rows = micro_batch(stage, 1)
+    rows = min(micro_batch(stage, 1), 64)
+    tokens = len(model.processor.encode(open_sources(stage.data)[0][0]).input_ids)
+    precision: str = stage.precision
     if precision == "auto":
-        precision = devices.fastest_precision(place, width=width(model.llm), rows=min(rows, 64) * 64)  # type: ignore[assignment]
+        precision = devices.fastest_precision(place, width=width(model.llm), rows=rows * tokens)
     if attention == "auto":
-        heads = config.num_attention_heads
-        sizes = {"heads": heads, "head_width": width(model.llm) // heads, "tokens": 96, "rows": min(rows, 64)}
-        attention = devices.fastest_attention(place, **sizes, precision=precision)
-    settings = {"attention": str(attention), "precision": str(precision)}
-    file.write_text(json.dumps(settings), encoding="utf8")
-    return settings
+        heads = head_count(model.llm)
+        sizes = {"heads": heads, "head_width": width(model.llm) // heads, "tokens": tokens, "rows": rows}
+        attention = devices.fastest_attention(place, **sizes, precision=precision) if has_sdpa(model.llm) else "eager"
+    return {"attention": attention, "precision": precision}
 
 
-def _check(recipe: Recipe, plan: VLM) -> None:
-    """What only a run needs: stages, data that opens, objectives that build, batches that divide."""
-    if not recipe.stages:
-        raise ConfigError(Problem("stages", "is missing; a recipe without stages cannot be trained"))
+def check(source: Source, overrides: list[str], more: Sequence[Problem] = ()) -> Recipe:
+    """The recipe, once it is clear that it can be run: parts that fit, stages, data that opens, batches that divide.
+
+    Raises:
+        ConfigError: all mistakes, and `more` that were found elsewhere.
+    """
+    found = draft(source, overrides)
+    problems = [*found.problems, *more]
+    if found.recipe is not None and not found.stages:
+        problems.append(Problem("stages", "is missing; a recipe without stages cannot be trained"))
+    for number, stage in enumerate(found.stages):
+        problems += [] if stage is None else _stage_problems(stage, join("stages", number), found.model)
+    names = [stage.name for stage in found.stages if stage is not None]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [Problem("stages", f"the name `{name}` stands twice") for name in twice]
+    if found.recipe is None or problems:
+        raise ConfigError(list(dict.fromkeys(problems)), source=found.source)
+    return found.recipe
+
+
+def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Problem]:
+    attempts: list[Callable[[], Any]] = [lambda: open_sources(stage.data), lambda: micro_batch(stage, 1)]
+    if model is not None:
+        attempts.append(lambda: construct(registry.objectives, stage.objective, facts(model)))
     problems: list[Problem] = []
-    for number, stage in enumerate(recipe.stages):
-        for attempt in (
-            lambda stage=stage: open_sources(stage.data),
-            lambda stage=stage: micro_batch(stage, 1),
-            lambda stage=stage: construct(registry.objectives, stage.objective, facts(plan)),
-        ):
-            try:
-                attempt()  # type: ignore[no-untyped-call]
-            except ConfigError as error:
-                problems += error.under(join("stages", number)).problems
-    names = [stage.name for stage in recipe.stages]
-    problems += [
-        Problem(join("stages", n, "name"), f"`{name}` stands twice")
-        for n, name in enumerate(names)
-        if name in names[:n]
-    ]
-    if problems:
-        raise ConfigError(problems)
+    for attempt in attempts:
+        try:
+            attempt()
+        except ConfigError as error:
+            problems += error.under(place).problems
+    return problems
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
     """Dotted places at which two recipes differ."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, join(place, key))
-        elif a != b:
-            found.append(join(place, key))
-    return found
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [one for key in keys for one in _differences(old.get(key), new.get(key), join(place, key))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [one for number, (a, b) in pairs for one in _differences(a, b, join(place, number))]
+    return [] if old == new else [place]
 
 
-def _name(source: Source) -> str:
+def _rank() -> int:
+    """Of this process, also before a trainer has joined it to others."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def name_of(source: Source) -> str:
+    """What a run of this recipe is called."""
     return Path(source).stem if isinstance(source, (str, Path)) else "run"

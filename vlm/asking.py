@@ -30,12 +30,14 @@ def questions(paths: Sequence[str], question: str | None) -> list[Sample]:
 
 
 def answers(
-    folder: Path, samples: Sequence[Sample], *, batch_size: int, max_new_tokens: int
+    folder: Path, samples: Sequence[Sample], *, batch_size: int, max_new_tokens: int, device: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One row {image, question, answer} or {image, question, error} a sample, in order."""
+    """One row {image, question, answer} or {image, question, error} a sample, in order; on the fastest device there is
+    unless told otherwise."""
+    from vlm.device import best_device
     from vlm.loading import load
 
-    model = load(folder)
+    model = load(folder, device or best_device())
     replies = model.answer(samples, batch_size=batch_size, max_new_tokens=max_new_tokens)
     for sample, reply in zip(samples, replies, strict=True):
         row: dict[str, Any] = {"image": sample.id, "question": sample.turns[-1].text}

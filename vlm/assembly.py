@@ -1,6 +1,7 @@
 """Recipe -> model. Everything is built once without weights first, so that mistakes are found before anything loads."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,12 +10,12 @@ import torch
 from vlm import registry
 from vlm.connector import Chain, Connector, Merge
 from vlm.encoder import Encoder
-from vlm.errors import ConfigError, Problem, join
+from vlm.errors import ConfigError, Problem, choices, join
 from vlm.features import Shape
 from vlm.llm import build_llm, build_tokenizer, embedding, layer_count, width
 from vlm.model import VLM
 from vlm.parts import learning_rates
-from vlm.recipe import LlmSpec, ModelSpec, PartSpec, Recipe, inspect_recipe
+from vlm.recipe import LlmSpec, ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
 from vlm.routes import SequenceRoute
 from vlm.schema import check_options, given, options
 from vlm.weights import config_fields, planning
@@ -43,19 +44,36 @@ def blueprint(source: Source, overrides: Sequence[str] = ()) -> tuple[Recipe, VL
     Raises:
         ConfigError: all mistakes at once: those of `read_recipe`, and sizes that do not fit together.
     """
-    recipe, problems = inspect_recipe(source, overrides)
-    name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
-    if recipe is None:
-        raise ConfigError(problems, source=name)
-    builder = _Builder(bad_places=[problem.place for problem in problems])
+    found = draft(source, overrides)
+    if found.recipe is None or found.model is None or found.problems:
+        raise ConfigError(found.problems, source=found.source)
+    return found.recipe, found.model
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe with what could be built of it, and all its problems so far."""
+
+    source: str
+    recipe: Recipe | None
+    stages: list[StageSpec | None]
+    model: VLM | None
+    problems: list[Problem]
+
+
+def draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
+    """`blueprint` for those who have more to check: problems are handed back, none hides another.
+
+    Raises:
+        ConfigError: there is no such recipe, or overrides cannot be applied.
+    """
+    found = inspect_recipe(source, overrides)
+    builder = _Builder(bad_places=[problem.place for problem in found.problems])
     with planning():
-        model = builder.model(recipe.model)
-    problems = [*problems, *builder.problems]
-    if model is not None:
-        problems += _stage_problems(recipe, model)
-    if model is None or problems:
-        raise ConfigError(problems, source=name)
-    return recipe, model
+        model = None if found.model is None else builder.model(found.model)
+    problems = [*found.problems, *builder.problems, *_stage_problems(found.stages, model)]
+    name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
+    return Draft(name, found.recipe, found.stages, model, list(dict.fromkeys(problems)))
 
 
 def build(spec: ModelSpec) -> VLM:
@@ -172,15 +190,30 @@ def construct(kind: registry.Registry[Any], part: PartSpec, facts: Mapping[str, 
     return found(**{name: facts[name] for name in asked}, **check_options(found, own))
 
 
-def _stage_problems(recipe: Recipe, model: VLM) -> list[Problem]:
-    """Keys of `train` that match nothing. `objective` stands for parameters that an objective brings itself."""
+PARTS = ("encoders", "connector", "llm", "objective")
+"""What a key of `train` may begin with; `objective` stands for parameters that an objective brings itself."""
+
+
+def _stage_problems(stages: Sequence[StageSpec | None], model: VLM | None) -> list[Problem]:
+    """Keys of `train` that match nothing; of a model that could not be built, those that begin with no part."""
     problems = []
-    names = [name for name, _ in model.named_parameters()]
-    for number, stage in enumerate(recipe.stages):
+    for number, stage in enumerate(stages):
+        if stage is None:
+            continue
+        place = join("stages", number, "train")
+        if model is None:
+            words = {key: key.partition(".")[0] for key in stage.train if not set(key) & set("*?[")}
+            wrong = [(key, word) for key, word in words.items() if word not in PARTS]
+            problems += [
+                Problem(join(place, key), f"matches no parameter;{choices(word, PARTS)}") for key, word in wrong
+            ]
+            continue
         try:
-            learning_rates([*names, "objective.*"], stage.train)
+            names = [*(name for name, _ in model.named_parameters()), "objective.*"]
+            if not learning_rates(names, stage.train):
+                problems.append(Problem(place, "trains nothing: every rate is 0"))
         except ConfigError as error:
-            problems += error.under(join("stages", number, "train")).problems
+            problems += error.under(place).problems
     return problems
 
 

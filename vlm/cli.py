@@ -27,6 +27,7 @@ Overrides = Annotated[
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe (see `vlm list recipes`) or the path of a YAML file.")]
 Model = Annotated[Path, typer.Argument(help="A saved model or the folder of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is if absent.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at a time.")]
 
 
@@ -56,10 +57,10 @@ def plan(
 
 @app.command()
 def train(recipe: Recipe, changes: Overrides = None, out: Out = None) -> None:
-    """Train all stages of a recipe; the same command again continues where it was."""
+    """Train all stages of a recipe and evaluate its tasks; the same command again continues where it was."""
     with _errors():
-        folder = import_module("vlm.train.run").train(recipe, changes or [], out=out, console=_console())
-        _console().print(f"trained: [bold]{folder}[/]; ask it: vlm ask {folder} IMAGE -q QUESTION", soft_wrap=True)
+        folder = import_module("vlm.running").run(recipe, changes or [], out=out, console=_console())
+        _console().print(f"Trained: {folder}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -70,13 +71,14 @@ def ask(
     out: Annotated[Path | None, typer.Option(help="Write the answers here, as JSON lines.")] = None,
     batch_size: BatchSize = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 64,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about images. One bad file is one error row; the rest is answered."""
     with _errors():
         asking = import_module("vlm.asking")
         questions = asking.questions(images, question)
-        rows = asking.answers(model, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        rows = asking.answers(model, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, device=device)
         failed = asking.write(rows, total=len(questions), out=out, as_json=as_json)
     if failed:
         _console(stderr=True).print(f"{failed} of {len(questions)} could not be answered")
@@ -90,18 +92,20 @@ def eval_(
     data: Annotated[str | None, typer.Option(help="The task's data: a file or folder.")] = None,
     out: Out = None,
     batch_size: BatchSize = 32,
+    device: Device = None,
 ) -> None:
     """Evaluate a model on tasks: answers, scores and a report one can look at."""
     with _errors():
         folder = out or model / "eval"
-        results = import_module("vlm.eval.run").run(model, tasks, data=data, out=folder, batch_size=batch_size)
+        evaluation = import_module("vlm.eval.run")
+        results = evaluation.run(model, tasks, data=data, out=folder, batch_size=batch_size, device=device)
         _console().print(import_module("vlm.eval.results").table(results))
         _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
 def demo(
-    connector: Annotated[str, typer.Option(help="mlp, linear, perceiver or cross_attention.")] = "mlp",
+    connector: Annotated[str, typer.Option(help="Another connector, by one word.")] = "mlp",
     out: Out = None,
     fast: Annotated[bool, typer.Option(help="A few steps only: shows the way, learns nothing.")] = False,
 ) -> None:
@@ -135,6 +139,9 @@ def _errors() -> Iterator[None]:
     """What the user can mend is one clear message and exit status 2; anything else keeps its traceback."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        _console(stderr=True).print("interrupted; the same command again continues a training run where it was")
+        raise typer.Exit(130) from error
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ not in _MENDABLE:
             raise

@@ -2,15 +2,22 @@
 
 import json
 from abc import ABC, abstractmethod
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm.errors import ConfigError, Problem
-from vlm.sample import IMAGE_MARK, Sample, Turn
+from vlm.sample import IMAGE_MARK, Role, Sample, Turn
 
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_SPEAKERS: dict[Any, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 class Source(ABC):
@@ -76,11 +83,11 @@ class JsonSource(Source):
             return self._rows[index]
         with self.path.open("rb") as file:
             file.seek(int(self._offsets[index]))
-            return json.loads(file.readline())
+            return json.loads(file.readline().decode("utf-8-sig"))
 
     def _read_list(self) -> list[Any]:
         try:
-            rows = json.loads(self.path.read_text(encoding="utf8"))
+            rows = json.loads(self.path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ConfigError(Problem("path", f"`{self.path}` is not JSON: {error}")) from error
         if not isinstance(rows, list):
@@ -103,36 +110,87 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
+_KEYS = {"id", "question_id", "category", "targets", "image", "images", "answers", "answer"}
+_FORMS = ("conversations", "messages", "question", "caption")
+
+
 def _sample(row: Any, folder: Path, place: str) -> Sample:
+    """
+    Raises:
+        KeyError, TypeError, ValueError: what is wrong with the row. Nothing in it is passed over or made up.
+    """
     if not isinstance(row, dict):
         raise TypeError(f"a row is an object, not {type(row).__name__}")
-    listed = row.get("images", row.get("image"))
-    images: list[Any] = [listed] if isinstance(listed, str) else listed or []
-    turns = _turns(row)
-    answers = row.get("answers") or [turn.text for turn in turns[-1:] if turn.role == "assistant"]
+    forms = [key for key in _FORMS if key in row]
+    if len(forms) != 1:
+        raise ValueError(f"a row has one of {', '.join(_FORMS)}; this one has {', '.join(forms) or 'none'}")
+    near = {key: get_close_matches(key, _KEYS - set(row), n=1, cutoff=0.8) for key in set(row) - _KEYS - {*_FORMS}}
+    if misspelt := {key: found[0] for key, found in near.items() if found}:
+        raise ValueError("; ".join(f"`{key}`: did you mean `{word}`?" for key, word in sorted(misspelt.items())))
+    turns = _turns(row, forms[0])
     return Sample(
         turns=turns,
-        images=[str(folder / image) for image in images],
+        images=[str(folder / image) for image in _images(row)],
         id=str(row.get("id", row.get("question_id", place))),
-        answers=[str(answer) for answer in answers],
+        answers=_answers(row) or [turn.text for turn in turns[-1:] if turn.role == "assistant"],
         category=str(row.get("category", "")),
-        targets=row.get("targets", {}),
+        targets=_targets(row.get("targets", {})),
     )
 
 
-def _turns(row: dict[str, Any]) -> list[Turn]:
-    talk = row.get("conversations", row.get("messages"))
-    if talk is not None:
-        return [_turn(item) for item in talk]
-    if "caption" in row:
-        return [Turn("user", IMAGE_MARK), Turn("assistant", str(row["caption"]))]
+def _images(row: dict[str, Any]) -> list[str]:
+    if "image" in row and "images" in row:
+        raise ValueError("`image` and `images` are both there; give one")
+    found = row.get("images", row.get("image"))
+    images = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(isinstance(image, str) and image for image in images):
+        raise TypeError(f"an image is a path, not {found!r}")
+    return images
+
+
+def _answers(row: dict[str, Any]) -> list[str]:
+    if "answer" in row and "answers" in row:
+        raise ValueError("`answer` and `answers` are both there; give one")
     answers = row.get("answers", [row["answer"]] if "answer" in row else [])
-    turns = [Turn("user", str(row["question"]))]
-    return [*turns, Turn("assistant", str(answers[0]))] if answers else turns
+    if not isinstance(answers, list):
+        raise TypeError(f"`answers` is a list, not {answers!r}")
+    return [_text(answer, "answer") for answer in answers]
 
 
-def _turn(item: dict[str, Any]) -> Turn:
+def _targets(targets: Any) -> dict[str, list[int]]:
+    fine = isinstance(targets, dict) and all(
+        isinstance(classes, list) and all(isinstance(number, int) for number in classes) for classes in targets.values()
+    )
+    if not fine:
+        raise TypeError(f"`targets` is lists of class numbers by field, not {targets!r}")
+    return targets  # type: ignore[no-any-return]
+
+
+def _turns(row: dict[str, Any], form: str) -> list[Turn]:
+    if form in ("conversations", "messages"):
+        if not isinstance(row[form], list) or not row[form]:
+            raise TypeError(f"`{form}` is a list of turns, not {row[form]!r}")
+        return [_turn(item) for item in row[form]]
+    if form == "caption":
+        return [Turn("user", IMAGE_MARK), Turn("assistant", _text(row["caption"], "caption"))]
+    answers = _answers(row)
+    turns = [Turn("user", _text(row["question"], "question"))]
+    return [*turns, Turn("assistant", answers[0])] if answers else turns
+
+
+def _turn(item: Any) -> Turn:
+    if not isinstance(item, dict):
+        raise TypeError(f"a turn is an object, not {item!r}")
     speaker = item.get("from", item.get("role"))
     if speaker not in _SPEAKERS:
         raise ValueError(f"speaker `{speaker}`; allowed: {', '.join(_SPEAKERS)}")
-    return Turn(_SPEAKERS[speaker], str(item["value"] if "value" in item else item["content"]))  # type: ignore[arg-type]
+    return Turn(_SPEAKERS[speaker], _text(item["value"] if "value" in item else item["content"], "a turn's text"))
+
+
+def _text(value: Any, what: str) -> str:
+    """Text as it is, and a number as it is written; anything else would be learned as Python prints it."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is text, not {value!r}")
+    return value

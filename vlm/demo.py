@@ -1,9 +1,12 @@
 """`vlm demo`: the embedded default, from nothing to an answered question."""
 
-from importlib import import_module
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm import running
 from vlm.embedded import Handwriting
 from vlm.errors import ConfigError, unknown
 from vlm.recipe import Recipe, read_recipe
@@ -39,11 +42,7 @@ def run(connector: str, *, out: Path | None, fast: bool, console: "Console") -> 
     out = out or Path("runs") / ("demo" if connector == "mlp" else f"demo-{connector}")
     chosen = recipe(connector, fast=fast)
     console.print(f"Training a small VLM on handwritten numbers, stage by stage, into [bold]{out}[/].", soft_wrap=True)
-    train, evaluation = import_module("vlm.train.run"), import_module("vlm.eval.run")
-    train.train(chosen, out=out, console=console)
-    curves = sorted(out.glob("stages/*/loss.png"))
-    results = evaluation.run(out, chosen.eval, out=out / "eval", batch_size=64, curves=curves)
-    console.print(import_module("vlm.eval.results").table(results))
+    running.run(chosen, [], out=out, console=console)
     _say_next(out, write_samples(out / "samples"), console)
     return out
 
@@ -59,7 +58,10 @@ def write_samples(folder: Path, count: int = 6) -> list[Path]:
 
 
 def _say_next(out: Path, samples: list[Path], console: Any) -> None:
-    console.print(f"Look at it: {out / 'eval' / 'report.html'}", soft_wrap=True)
-    console.print("Ask it yourself:", soft_wrap=True)
-    console.print(f'  vlm ask {out} {samples[0]} -q "What is the number?"', soft_wrap=True, style="bold")
-    console.print(f'  vlm ask {out} {samples[0].parent} -q "What colour is it?"', soft_wrap=True, style="bold")
+    def say(text: str, **style: Any) -> None:
+        console.print(text, soft_wrap=True, markup=False, **style)
+
+    vlm = "vlm" if shutil.which("vlm") else sys.argv[0]
+    say("Ask it yourself:")
+    for target, question in ((samples[0], "What is the number?"), (samples[0].parent, "What colour is it?")):
+        say("  " + shlex.join([vlm, "ask", str(out), str(target), "-q", question]), style="bold")

@@ -10,6 +10,12 @@ from torch import Tensor
 
 from vlm.attention import Implementation, attend
 
+
+def best_device() -> str:
+    """`cuda` where there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 WORTH = 0.9
 """A choice other than the plain one must take at most this share of its time, so that noise decides nothing."""
 

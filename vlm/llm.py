@@ -33,10 +33,12 @@ def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    if spec.weights is not None and spec.config is not None:
+        raise ConfigError(Problem("config", "stands beside `weights`, which bring their own; give one of the two"))
     fields = None if spec.config is None else {**_token_fields(tokenizer), **spec.config}
     config = transformers_config(spec.weights if fields is None else None, fields)
     attention = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
-    llm = transformers_model(AutoModelForCausalLM, config, spec.weights, dtype=_dtype(spec), **attention)
+    llm = transformers_model(AutoModelForCausalLM, config, spec.weights, alone=True, dtype=_dtype(spec), **attention)
     _check_vocabulary(llm, tokenizer)
     return llm
 
@@ -82,6 +84,16 @@ def width(llm: nn.Module) -> int:
 def layer_count(llm: nn.Module) -> int:
     """Number of decoder blocks."""
     return int(llm.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr, operator]
+
+
+def head_count(llm: nn.Module) -> int:
+    """Number of attention heads of a decoder block."""
+    return int(llm.config.get_text_config().num_attention_heads)  # type: ignore[union-attr, operator]
+
+
+def has_sdpa(llm: nn.Module) -> bool:
+    """Whether transformers lets this family use torch's fused attention (Gemma 2's softcapping, say, rules it out)."""
+    return bool(llm._supports_sdpa)
 
 
 def decoder_blocks(llm: nn.Module) -> nn.ModuleList:

@@ -1,6 +1,7 @@
 """Loading a saved model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from vlm.saving import CONFIG, TOKENIZER, WEIGHTS, load_weights
 from vlm.schema import validate
 
 
-def load(folder: str | Path) -> VLM:
-    """The model saved in `folder` (or in the `model` folder of a run), in eval mode.
+def load(folder: str | Path, device: str = "cpu") -> VLM:
+    """The model saved in `folder` (or in the `model` folder of a run), in eval mode, on `device`.
 
     Raises:
         ConfigError: the folder holds no model of the kit.
@@ -23,25 +24,49 @@ def load(folder: str | Path) -> VLM:
     config = _read_config(folder / CONFIG)
     spec = config["model"]
     _refuse_own_code(spec, folder)
-    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str(folder / TOKENIZER)}}
+    _check_files(folder)
+    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
     with _no_init():
         model = build(validate(ModelSpec, spec))
     model.llm.tie_weights()  # type: ignore[operator]  # part of the initialisation that was left out
     load_weights(model, folder / WEIGHTS)
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones
-    return model.eval()
+    model.set_attention(model.attention)  # what the LLM was built with, in the other parts too
+    return model.eval().to(device)
 
 
 def _refuse_own_code(spec: Any, folder: Path) -> None:
     """A part from outside must be installed or lie where the user works; a folder of weights brings no code along."""
     if isinstance(spec, dict):
         module, colon, _ = str(spec.get("name", "")).partition(":")
-        top = module.partition(".")[0]
-        if colon and ((folder / f"{top}.py").exists() or (folder / top).is_dir()):
-            name = f"`{spec['name']}`"
-            raise ConfigError(f"{folder} names {name} and holds a `{top}` itself: code from a model folder is not run")
+        if colon and _found_at(module).is_relative_to(folder.resolve()):
+            raise ConfigError(f"{folder} names `{spec['name']}`, which lies in it: code from a model folder is not run")
     for part in spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else []:
         _refuse_own_code(part, folder)
+
+
+def _found_at(module: str) -> Path:
+    """Where Python would take a module from, without importing anything; the root if nowhere."""
+    for root in [*sys.path, "."]:
+        path = Path(root or ".", *module.split("."))
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            return path.resolve()
+    return Path("/")
+
+
+def _check_files(folder: Path) -> None:
+    """Without them something else would be taken: random weights, another tokenizer, another way to talk.
+
+    Raises:
+        ConfigError: all that are missing.
+    """
+    files = [WEIGHTS, f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/tokenizer_config.json"]
+    missing = [name for name in files if not (folder / name).is_file()]
+    template = (folder / TOKENIZER / "chat_template.jinja").is_file()
+    if not missing and not template and "chat_template" not in (folder / files[2]).read_text(encoding="utf8"):
+        missing = [f"{TOKENIZER}/chat_template.jinja"]
+    if missing:
+        raise ConfigError(f"{folder} is not complete: there is no {', '.join(missing)}")
 
 
 def _model_folder(folder: Path) -> Path:
@@ -56,9 +81,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "model" not in config or "llm" not in config["model"]:
-        raise ConfigError(f"{path} is not of this kit (no `model` in it); `vlm import` reads Hugging Face folders")
-    return config
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("llm"), dict):
+        raise ConfigError(f"{path} is not of this kit: there is no `model` with an `llm` in it")
+    return config  # type: ignore[no-any-return]
 
 
 def _no_init() -> Any:

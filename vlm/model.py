@@ -178,24 +178,40 @@ class VLM(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
-        return save(folder, self, spec=self.spec, tokenizer=self.tokenizer)
+        llm = {**self.spec["llm"], "attention": self.attention}  # another would give other last bits
+        return save(folder, self, spec={**self.spec, "llm": llm}, tokenizer=self.tokenizer)
 
-    def set_attention(self, how: Implementation) -> None:
-        """Choose how attention is computed, in every part."""
+    @property
+    def attention(self) -> str:
+        """How the LLM computes attention: `eager`, `sdpa`, `flash_attention_2`."""
+        return str(self.llm.config._attn_implementation)  # type: ignore[union-attr]
+
+    def set_attention(self, how: str) -> None:
+        """Choose how attention is computed: `eager`, `sdpa` or `flash_attention_2` in the LLM, and the like of it in
+        the connector and in each encoder that lets one choose (see `Encoder.set_attention`).
+
+        Raises:
+            ValueError: transformers has no such attention for this family of LLM.
+        """
         self.llm.set_attn_implementation(how)  # type: ignore[operator]
-        set_attention(self.connector, how)
+        own: Implementation = "eager" if how == "eager" else "sdpa"
+        set_attention(self.connector, own)
         for encoder in self.encoders:
-            encoder.set_attention(how)  # type: ignore[operator]
+            encoder.set_attention(own)  # type: ignore[operator]
 
     def _prepare(self, sample: Sample) -> Example | Answer:
         try:
-            return self.processor.encode(sample.question())
+            example = self.processor.encode(sample.question())
+            if len(example.input_ids) == self.processor.max_length:
+                raise SampleError(f"sample {sample.id}: the question fills the LLM's context, no room for an answer")
+            return example
         except (ImageError, SampleError, DataError) as error:
             return Answer(sample.id, "", error=str(error))
 
     def _answers(self, examples: list[Example], max_new_tokens: int) -> list[Answer]:
         batch = self.processor.collate(examples, side="left").to(self.device)
-        rows = self.generate(batch, max_new_tokens=max_new_tokens).tolist()
+        room = self.processor.max_length - batch.input_ids.shape[1]  # in the LLM's context; at least one token
+        rows = self.generate(batch, max_new_tokens=min(max_new_tokens, room)).tolist()
         return [self._read(name, row) for name, row in zip(batch.ids, rows, strict=True)]
 
     def _read(self, name: str, row: list[int]) -> Answer:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
@@ -12,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 from vlm import registry
 from vlm.errors import ConfigError, Problem, join, unknown
 from vlm.schema import check_options, validate
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -88,7 +91,8 @@ class DataSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
-LearningRate = Annotated[float, Field(ge=0)]
+LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Data = Annotated[DataSpec, BeforeValidator(lambda node: {"path": node} if isinstance(node, str) else node)]
 
 
@@ -113,7 +117,7 @@ class StageSpec(_Strict):
     """Learning rate at the end as a share of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Applied to matrices, not to biases, norms and gates."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
@@ -130,7 +134,8 @@ class Recipe(_Strict):
     model: ModelSpec
     stages: list[StageSpec] = []
     eval: list[str] = []
-    seed: int = 0
+    """Tasks that `vlm train` evaluates when all stages are done."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
     description: str = ""
 
     def dump(self) -> dict[str, Any]:
@@ -145,25 +150,40 @@ def read_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides: Se
         ConfigError: every mistake that can be seen without building a part: unknown names and options, wrong types,
             missing keys; each with place, value, what is allowed and the nearest word.
     """
-    recipe, problems = inspect_recipe(source, overrides)
-    if recipe is None or problems:
-        raise ConfigError(problems, source=str(source) if isinstance(source, (str, Path)) else "recipe")
-    return recipe
+    found = inspect_recipe(source, overrides)
+    if found.recipe is None or found.problems:
+        raise ConfigError(found.problems, source=str(source) if isinstance(source, (str, Path)) else "recipe")
+    return found.recipe
 
 
-def inspect_recipe(
-    source: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()
-) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe, if its outline is sound, and every problem of it; see `read_recipe`.
+@dataclass(frozen=True)
+class Inspection:
+    """What is sound in a recipe and what is not, so that a mistake in one place does not hide those in another."""
+
+    recipe: Recipe | None
+    """The whole, if its outline has no mistake."""
+    model: ModelSpec | None
+    stages: list[StageSpec | None]
+    problems: list[Problem]
+
+
+def inspect_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()) -> Inspection:
+    """Every problem of a recipe that can be seen without building a part, and what is sound; see `read_recipe`.
 
     Raises:
-        ConfigError: there is no such recipe, or an override cannot be applied.
+        ConfigError: there is no such recipe, or overrides cannot be applied.
     """
     if isinstance(source, Recipe):
         source = source.dump()
     raw = dict(source) if isinstance(source, Mapping) else _load(str(source))
+    problems = []
     for override in overrides:
-        raw = _override(raw, override)
+        try:
+            raw = _override(raw, override)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     return _checked(raw)
 
 
@@ -202,6 +222,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
         for key in keys:
+            if not isinstance(key, str):
+                what = f"key `{key}` is {type(key).__name__}, not text; put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key `{key}` stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
@@ -217,7 +240,10 @@ def _override(raw: Any, text: str) -> Any:
     place, equals, value = text.partition("=")
     if not equals or not place:
         raise ConfigError(f"`{text}` is not of the form key.key=value")
-    return _put(raw, place.split("."), yaml.load(value, Loader=_Loader), place)
+    try:
+        return _put(raw, place.split("."), yaml.load(value, Loader=_Loader), place)
+    except yaml.YAMLError as error:
+        raise ConfigError(Problem(place, f"`{value}` is not YAML: {' '.join(str(error).split())}")) from error
 
 
 def _put(node: Any, keys: list[str], value: Any, place: str) -> Any:
@@ -234,20 +260,23 @@ def _put(node: Any, keys: list[str], value: Any, place: str) -> Any:
     return {**node, keys[0]: _put(node.get(keys[0], {}), keys[1:], value, place)}
 
 
-def _checked(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
-    """Outline and options are checked apart, so that a mistake in one does not hide those in the other."""
-    problems: list[Problem] = []
-    recipe = None
-    try:
-        recipe = validate(Recipe, raw)
-    except ConfigError as error:
-        problems += error.problems
+def _checked(raw: dict[str, Any]) -> Inspection:
+    recipe, problems = _attempt(Recipe, raw)
     for place, kind, node in _parts(raw):
         try:
             check_options(kind.get(node["name"]), _options(node))
         except ConfigError as error:
             problems += error.under(place).problems
-    return recipe, list(dict.fromkeys(problems))
+    stages = raw.get("stages")
+    sound = [_attempt(StageSpec, stage)[0] for stage in stages] if isinstance(stages, list) else []
+    return Inspection(recipe, _attempt(ModelSpec, raw.get("model"))[0], sound, list(dict.fromkeys(problems)))
+
+
+def _attempt(schema: type[T], values: Any) -> tuple[T | None, list[Problem]]:
+    try:
+        return validate(schema, values), []
+    except ConfigError as error:
+        return None, error.problems
 
 
 def _options(node: dict[str, Any]) -> dict[str, Any]:

@@ -32,20 +32,6 @@ class Registry(Generic[T]):
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def register(self, name: str, part: type[T]) -> type[T]:
-        """Give `part` a short word of its own.
-
-        Raises:
-            ConfigError: the word is taken by another part (nothing is overwritten in silence), or contains a colon.
-        """
-        if ":" in name:
-            raise ConfigError(f"a {self.kind}'s short word has no colon: `{name}`")
-        taken = self._entries.get(name, part)
-        if taken is not part:
-            raise ConfigError(f"the {self.kind} name `{name}` is taken by {taken}")
-        self._entries[name] = part
-        return part
-
     def get(self, name: str) -> type[T]:
         """The class called `name`: a registered word (exact match, never by substring) or `package.module:Class`.
 
@@ -61,11 +47,6 @@ class Registry(Generic[T]):
             if name in self._entries:
                 self._entries[name] = entry
         return entry
-
-    def origin(self, name: str) -> str:
-        """Where the part called `name` is defined, as `module:Class`; imports nothing."""
-        entry = self._entries.get(name, name)
-        return entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
 
     def _check(self, name: str, found: Any) -> type[T]:
         base = locate(self._base)

@@ -51,7 +51,7 @@ def transformers_config(weights: str | None, config: dict[str, Any] | None, mode
     try:
         return AutoConfig.from_pretrained(weights)
     except (OSError, ValueError) as error:
-        raise ConfigError(Problem("weights", f"no model config at `{weights}`: {_first_line(error)}")) from error
+        raise ConfigError(Problem("weights", f"no model config at `{weights}`: {_short(error)}")) from error
 
 
 def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:
@@ -75,7 +75,7 @@ def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:
     try:
         return AutoConfig.for_model(model_type, **config)
     except Exception as error:  # transformers raises its own strict-dataclass errors, of several classes
-        raise ConfigError(Problem("config", f"{config_class.__name__} refuses it: {_first_line(error)}")) from error
+        raise ConfigError(Problem("config", f"{config_class.__name__} refuses it: {_short(error)}")) from error
 
 
 def _field_names(config_class: type) -> set[str]:
@@ -85,32 +85,65 @@ def _field_names(config_class: type) -> set[str]:
     return names | set(aliases) | set(aliases.values()) | {"architectures", "dtype", "transformers_version"}
 
 
-def transformers_model(model_class: Any, config: Any, weights: str | None, **options: Any) -> Any:
+def transformers_model(
+    model_class: Any, config: Any, weights: str | None, *, alone: bool = False, **options: Any
+) -> Any:
     """The model: random from `config`, or with `weights`; only its shapes under `planning()`.
 
+    Args:
+        model_class: a transformers model or auto class.
+        config: its config object.
+        weights: a hub id or local folder.
+        alone: whether the folder holds this model and nothing else; if not, parameters of other parts (CLIP's text
+            tower) are passed over.
+        options: further keywords of the constructor.
+
     Raises:
-        ConfigError: the weights lack a parameter of the model (transformers itself would fill it at random).
+        ConfigError: the config's sizes do not fit together, the weights cannot be read, lack a parameter of the model
+            (transformers itself would fill it at random) or have one that the model does not.
     """
     if weights is None or is_planning():
-        # an auto class has a public `from_config`, a model class a private one
-        if options.get("dtype") == "auto":  # the weights' own, which are not read now
-            options["dtype"] = config.dtype or torch.float32
-        build = model_class._from_config if "_from_config" in dir(model_class) else model_class.from_config
-        try:
-            return build(config, **options)
-        except ValueError as error:  # sizes that do not divide, said by the model's own constructor
-            raise ConfigError(Problem("config", f"{type(config).__name__}: {_first_line(error)}")) from error
-    model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **options)
+        return _from_config(model_class, config, options)
+    try:
+        model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **options)
+    except Exception as error:  # of many classes, of several libraries
+        raise ConfigError(Problem("weights", f"`{weights}` cannot be loaded: {_short(error)}")) from error
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing:
-        shown = ", ".join(missing[:5])
-        raise ConfigError(Problem("weights", f"`{weights}` lacks {len(missing)} parameters of the model: {shown}"))
+    unexpected = [key for key in sorted(info["unexpected_keys"]) if alone or _is_own(key, model)]
+    problems = [
+        Problem("weights", f"`{weights}` {what} {len(keys)} parameters {tail}: {', '.join(keys[:5])}")
+        for what, keys, tail in (("lacks", missing, "of the model"), ("has", unexpected, "that the model has not"))
+        if keys
+    ]
+    if problems:
+        raise ConfigError(problems)
     return model
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _from_config(model_class: Any, config: Any, options: dict[str, Any]) -> Any:
+    from transformers import PreTrainedModel
+
+    if options.get("dtype") == "auto":  # the weights' own, which are not read now
+        options = {**options, "dtype": config.dtype or torch.float32}
+    is_model = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
+    build = model_class._from_config if is_model else model_class.from_config  # an auto class has a public one
+    try:
+        return build(config, **options)
+    except (ValueError, ZeroDivisionError, RuntimeError) as error:  # sizes that do not fit, said by the constructor
+        raise ConfigError(Problem("config", f"{type(config).__name__}: {_short(error)}")) from error
+
+
+def _is_own(key: str, model: Any) -> bool:
+    """Whether a parameter of a composite folder belongs to this part of it."""
+    children = {name for name, _ in model.named_children()}
+    pieces = key.split(".")
+    return pieces[0] in children or (pieces[0] in ("vision_model", "vision_encoder") and pieces[1] in children)
+
+
+def _short(error: BaseException) -> str:
+    """A message of any library as one line."""
+    text = " ".join(str(error).split())
+    return (text[:300] + " ..." if len(text) > 300 else text) or type(error).__name__
 
 
 def config_fields(config: Any) -> dict[str, Any]:

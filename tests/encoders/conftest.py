@@ -1,23 +1,21 @@
-"""What the encoder tests share: functions, given as fixtures because tests are no package."""
+"""What the encoder tests share, as fixtures."""
 
 import json
 
 import pytest
 import torch
 
+from tests.conftest import perturb as perturb_parameters
 from vlm.encoder import Encoder
 from vlm.schema import check_options
 from vlm.weights import planning
 
-torch.set_num_threads(1)
-
 
 def _perturb(module, seed=0):
-    """Every parameter and running statistic gets another value: norm weights of one and gates of zero hide mistakes."""
+    """The shared one, and running statistics too, which a fresh batch norm has at zero and one; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
+    perturb_parameters(module, seed)
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
         for name, buffer in module.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.add_(torch.rand(buffer.shape, generator=generator) * 0.5)

@@ -102,9 +102,15 @@ def test_every_parameter_learns(build, pixels):
         ({"size": (18, 24)}, "size", "height 18 is not a multiple of .* 4 pixels; the nearest is 16"),
         ({"strides": ((2, 2),)}, "strides", "1 strides for 2 convolutions"),
         ({"stem": ()}, "stem", "at least one"),
+        ({"stem": (6, 0)}, "stem.1", "`0`; allowed: 1 or more"),
+        ({"strides": ((2, 2), (2, 0))}, "strides.1.1", "`0`; allowed: 1 or more"),
+        ({"strides": ((-1, 2), (2, 2))}, "strides.0.0", "`-1`; allowed: 1 or more"),
+        ({"width": 0}, "width", "`0`; allowed: 1 or more"),
+        ({"width": -4}, "width", "`-4`; allowed: 1 or more"),
+        ({"depth": -1}, "depth", "`-1`; allowed: 0"),
     ],
 )
 def test_mistakes(options, place, text, build):
     with pytest.raises(ConfigError, match=text) as caught:
         build(**options)
-    assert caught.value.problems[0].place == place
+    assert [problem.place for problem in caught.value.problems] == [place]

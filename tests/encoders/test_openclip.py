@@ -188,6 +188,23 @@ def test_planning_knows_the_tag():
     assert (siglip.image.mean, siglip.shape().grid, siglip.width) == (HALF, (4, 8), 768)
 
 
+def test_a_tower_without_prefix_tokens():
+    """timm's Eva fails when asked for prefix tokens that it has not."""
+    with planning():
+        encoder = OpenClip(model="PE-Core-bigG-14-448")
+    assert (encoder.shape().grid, encoder.width) == ((32, 32), 1536)
+
+
+def test_set_attention_reaches_a_timm_tower(build, pixels, same):
+    encoder = build("timm_vit", size=32)
+    with torch.no_grad():
+        fused = encoder(pixels(32)).tokens
+        encoder.set_attention("eager")
+        same(encoder(pixels(32)).tokens, fused)
+    assert not any(block.attn.fused_attn for block in encoder.model.trunk.blocks)
+    build("vit").set_attention("eager")  # has one way only
+
+
 @pytest.mark.parametrize(
     ("options", "place", "text"),
     [
@@ -198,6 +215,7 @@ def test_planning_knows_the_tag():
         ({"model": "x", "config": CONFIGS["resnet"], "layers": (-1, -2)}, "layers", "one grid"),
         ({"model": "x", "config": CONFIGS["resnet"], "prefix": "keep"}, "prefix", "no prefix tokens"),
         ({"model": "x", "config": {"embed_dim": 8, "vision_cfg": VIT | {"widht": 3}}}, "config", "widht"),
+        ({"model": "x", "config": {"embed_dim": 8, "vision_cfg": VIT | {"patch_size": 0}}}, "config", "refuses it"),
         ({"model": "x", "config": CONFIGS["vit"], "pretrained": "openai"}, "config", "only one of"),
         ({"model": "x", "weights": "/nowhere"}, "weights", "no file"),
     ],

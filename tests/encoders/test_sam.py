@@ -106,6 +106,28 @@ def test_whole_sam_folder(tmp_path, perturb, pixels, same, check_contract):
     assert Sam(weights=str(tmp_path)).image.mean == (0.1, 0.2, 0.3)
 
 
+def test_set_attention(build, pixels, same, monkeypatch):
+    encoder, calls = build().train(), []
+    before = dict(encoder.named_parameters())
+    before["model.vision_encoder.layers.0.attn.qkv.weight"].requires_grad_(False)
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    found = {}
+    for how in ("sdpa", "eager", "sdpa"):
+        encoder.set_attention(how)
+        calls.clear()
+        found[how] = encoder(pixels(64)).tokens
+        assert bool(calls) == (how == "sdpa")
+        after = dict(encoder.named_parameters())
+        assert list(after) == list(before)
+        assert all(after[name] is before[name] for name in before)  # optimizers keep hold of them
+        assert all(module.training for module in encoder.modules())
+    assert not before["model.vision_encoder.layers.0.attn.qkv.weight"].requires_grad
+    same(found["sdpa"], found["eager"])
+
+
 def test_mistakes(build):
     with pytest.raises(ConfigError, match="height 60 is not a multiple of the encoder's step of 8") as caught:
         build(size=(60, 64))

@@ -16,6 +16,7 @@ MODELS = {
     "registers": ("vit_small_patch14_reg4_dinov2", VIT, 42, (28, 56)),
     "siglip": ("vit_base_patch16_siglip_224", VIT, 48, (32, 64)),
     "eva": ("eva02_tiny_patch14_224", VIT | {"depth": 2}, 42, (28, 56)),
+    "eva_plain": ("vit_pe_core_gigantic_patch14_448", VIT | {"depth": 2}, 42, (28, 56)),
     "convnext": ("test_convnext", {}, 64, (96, 64)),
     "resnet": ("test_resnet", {}, 64, (96, 64)),
     "swin": (
@@ -25,7 +26,7 @@ MODELS = {
         (32, 64),
     ),
 }
-PREFIX = {"cls": 1, "registers": 5, "siglip": 0, "eva": 1, "convnext": 0, "resnet": 0, "swin": 0}
+PREFIX = {"cls": 1, "registers": 5, "siglip": 0, "eva": 1, "eva_plain": 0, "convnext": 0, "resnet": 0, "swin": 0}
 
 
 @pytest.fixture
@@ -177,12 +178,52 @@ def test_a_file_that_lacks_parameters_is_refused(tmp_path):
         ({"model": "test_convnext", "prefix": "keep"}, "prefix", "no prefix tokens"),
         ({"model": "test_vit", "config": {"dept": 2}}, "config", "dept"),
         ({"model": "test_vit", "weights": "x", "pretrained": True}, "weights", "not both"),
+        ({"model": "test_vit", "config": {"patch_size": 0}}, "config", "ZeroDivision|division|by zero"),
+        ({"model": "hiera_tiny_224", "config": {"stages": (1, 1, 1, 1), "embed_dim": 8}}, "norm", "use `norm: false`"),
+        ({"model": "gemma4_vit_167m", "config": {"depth": 1}}, "model", "`gemma4_vit_167m` reads values of its input"),
     ],
 )
 def test_mistakes(options, place, text):
     with pytest.raises(ConfigError, match=text) as caught:
         Timm(**options)
     assert caught.value.problems[0].place == place
+
+
+@pytest.mark.parametrize("model", ["hiera_tiny_224", "sam2_hiera_tiny", "hieradet_small"])
+def test_families_without_a_norm(model):
+    with planning():
+        assert Timm(model=model, norm=False).shape().width == 768
+        with pytest.raises(ConfigError, match=f"`{model}` cannot apply one here; use `norm: false`") as caught:
+            Timm(model=model)
+    assert caught.value.problems[0].place == "norm"
+
+
+def test_a_librarys_own_bug_names_the_model(build, monkeypatch):
+    encoder = build("cls")
+
+    def buggy(*_, **__):
+        raise UnboundLocalError("cannot access local variable 'prefix_tokens'")
+
+    monkeypatch.setattr(type(encoder.model), "forward_intermediates", buggy)
+    with pytest.raises(ConfigError, match=r"`vit_tiny_patch16_224` cannot yield .* 48x48 .*UnboundLocalError: cannot"):
+        build("cls")
+
+
+@pytest.mark.parametrize("kind", ["cls", "eva", "swin"])
+def test_set_attention(kind, build, pixels, same, monkeypatch):
+    encoder, fused = build(kind), []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: fused.append(1) or real(*a, **k)
+    )
+    found = {}
+    for how in ("sdpa", "eager"):
+        encoder.set_attention(how)
+        fused.clear()
+        with torch.no_grad():
+            found[how] = encoder(pixels(MODELS[kind][2])).tokens
+        assert bool(fused) == (how == "sdpa")
+    same(found["sdpa"], found["eager"])
 
 
 def test_folder_of_another_model(tmp_path):

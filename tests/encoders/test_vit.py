@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlm.encoders.common import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD
+from vlm.encoders.sam import Sam
 from vlm.encoders.vit import Clip, Dinov2, Siglip
 from vlm.errors import ConfigError
 from vlm.weights import planning
@@ -189,6 +190,24 @@ def test_mistakes_in_the_source(tmp_path, build):
     with pytest.raises(ConfigError, match=r"is a `clip_vision_model`; .*siglip_vision_model") as caught:
         Siglip(weights=str(tmp_path))
     assert caught.value.problems[0].place == "weights"
+
+
+@pytest.mark.parametrize("encoder", [Clip, Siglip, Dinov2, Sam])
+@pytest.mark.parametrize("field", ["patch_size", "hidden_size"])
+def test_a_size_of_zero(encoder, field):
+    with pytest.raises(ConfigError, match="`0`; allowed: 1 or more") as caught:
+        encoder(config=TINY | {field: 0})
+    assert caught.value.problems[0].place == f"config.{field}"
+    with pytest.raises(ConfigError, match=r"allowed: 1 or more|modulo by zero"):  # CLIP's config tries it itself
+        encoder(config=TINY | {"num_attention_heads": 0})
+
+
+@pytest.mark.parametrize("encoder", [Clip, Siglip, Dinov2, Sam])
+def test_weights_bring_their_own_config(encoder, tmp_path):
+    encoder(config=TINY).model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="stands beside `weights`") as caught:
+        encoder(weights=str(tmp_path), config=TINY | {"num_hidden_layers": 1})
+    assert caught.value.problems[0].place == "config"
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -44,7 +44,7 @@ def test_every_row_is_written_scored_and_counted(stub: Any, mine: str, tmp_path:
     assert written[0]["references"] == ["navy", "blue"]
     assert written[1]["error"] is None
     assert "missing.png: no such file" in written[4]["error"]
-    assert "'question' is missing" in written[5]["error"]
+    assert "a row has one of" in written[5]["error"]
     assert {name: (part.score, part.n, part.errors) for name, part in result.categories.items()} == {
         "": (0.0, 1, 1),
         "colour": (pytest.approx(2 / 3), 3, 1),

@@ -114,7 +114,7 @@ def test_another_recipe_in_the_same_folder_is_refused(uninterrupted: Path) -> No
     other = recipe()
     other["model"]["connector"] = "linear"
     other["seed"] = 3
-    with pytest.raises(ConfigError, match=r"another recipe \(different: model.connector, seed\)"):
+    with pytest.raises(ConfigError, match=r"another recipe \(different: model.connector.0.name, seed\)"):
         train(other, out=uninterrupted)
 
 

@@ -1,0 +1,142 @@
+"""Runs that meet something odd: text alone, nothing to learn, a loss that is no number, a crash at the very end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import vlm
+from tests.conftest import LLAMA, picture, toy_recipe
+from vlm.errors import ConfigError
+from vlm.train import run as runs
+from vlm.train.module import TrainingError
+from vlm.train.plots import read_metrics
+from vlm.train.run import train
+
+
+def recipe(rows: list[Any], folder: Path, **stage: Any) -> dict[str, Any]:
+    picture(1).save(folder / "a.png")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {"name": "s", "train": {"connector": 1e-2}, "data": str(folder / "rows.jsonl"), "precision": "32-true"}
+    return {**toy_recipe(), "stages": [{**values, "steps": 2, "batch_size": 2, **stage}]}
+
+
+IMAGE = {"image": "a.png", "question": "What?", "answer": "This."}
+TEXT = {"question": "What?", "answer": "That."}
+SILENT = {"image": "a.png", "question": "What?"}
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_text_alone_trains_a_connector_by_nothing(tmp_path: Path, micro: int) -> None:
+    spec = recipe([TEXT, TEXT], tmp_path, micro_batch_size=micro)
+    before = vlm.assemble(spec).state_dict()
+    after = vlm.load(train(spec, out=tmp_path / "run")).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_rows_without_an_answer_are_the_same_however_the_batch_is_cut(tmp_path: Path) -> None:
+    rows = [IMAGE, SILENT, TEXT, SILENT]
+    losses = []
+    for micro in (1, 4):
+        spec = recipe(rows, tmp_path, micro_batch_size=micro, batch_size=4)
+        run = train(spec, out=tmp_path / f"run{micro}")
+        losses.append(read_metrics(run / "stages/01-s/metrics.csv")["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_nothing_to_learn_stops_and_shows_the_sample(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no supervised token.*rows\.jsonl:\d.*What\?"):
+        train(recipe([SILENT, SILENT], tmp_path), out=tmp_path / "run")
+
+
+def test_loss_that_is_no_number_stops_and_shows_the_sample(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the loss is nan at step \d+.*rows\.jsonl"):
+        train(recipe([IMAGE, IMAGE], tmp_path, train={"connector": 1e30}, steps=20, clip=0), out=tmp_path / "run")
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_crash_between_the_last_checkpoint_and_the_end_is_no_dead_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = recipe([IMAGE, TEXT], tmp_path, steps=4, checkpoint_every=2)
+    wanted = vlm.load(train(spec, out=tmp_path / "whole")).state_dict()
+    finish = runs._finish
+    monkeypatch.setattr(runs, "_finish", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        train(spec, out=tmp_path / "run")
+    monkeypatch.setattr(runs, "_finish", finish)
+    found = vlm.load(train(spec, out=tmp_path / "run")).state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    metrics = [read_metrics(tmp_path / name / "stages/01-s/metrics.csv") for name in ("run", "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_run_that_left_nothing_may_be_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError):
+        train(recipe([SILENT, SILENT], tmp_path), out=tmp_path / "run")
+    train(recipe([IMAGE, IMAGE], tmp_path, steps=1), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"different: stages\.0\.steps"):
+        train(recipe([IMAGE, IMAGE], tmp_path, steps=3), out=tmp_path / "run")
+
+
+def test_mistakes_of_all_kinds_come_together(tmp_path: Path) -> None:
+    """Words, parts that do not fit, keys that match nothing, data that does not open, batches that do not divide."""
+    spec = recipe([IMAGE], tmp_path, train={"conector": 1e-3}, micro_batch_size=3, batch_size=4)
+    spec["stages"].append({**spec["stages"][0], "data": "gone.json", "objective": {"name": "read_slots", "fields": {}}})
+    spec["stages"].append({**spec["stages"][0], "steps": 0, "name": "t"})
+    spec["model"]["views"] = {"name": "pad", "center": True}
+    spec["evaluate"] = []
+    with pytest.raises(ConfigError) as caught:
+        train(spec, out=tmp_path / "run")
+    assert {problem.place for problem in caught.value.problems} == {
+        "stages.0.train.conector",
+        "stages.0.batch_size",
+        "stages.1.train.conector",
+        "stages.1.batch_size",
+        "stages.1.data.0.path",
+        "stages.2.steps",
+        "stages",
+        "model.views.center",
+        "evaluate",
+    }
+
+
+def test_attention_is_left_alone_where_the_family_has_no_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.devices, "fastest_attention", lambda *_, **__: "sdpa")
+    spec = recipe([IMAGE, TEXT], tmp_path)
+    spec["model"]["llm"] = {"tokenizer": "bytes", "config": {**LLAMA, "model_type": "gemma2", "head_dim": 8}}
+    folder = train(spec, out=tmp_path / "run")
+    settings = json.loads((folder / "stages/01-s/device.json").read_text())
+    assert (
+        settings["attention"]
+        == vlm.load(folder).attention
+        == ("sdpa" if vlm.load(folder).llm._supports_sdpa else "eager")
+    )
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Data parallel over two CPU processes: the same losses and weights, and every file written once."""
+    rows = [IMAGE, {**IMAGE, "answer": "A longer answer."}, {**IMAGE, "answer": "No"}, IMAGE]
+    spec = recipe(rows, tmp_path, batch_size=4, micro_batch_size=1, steps=3, clip=0)
+    spec["stages"].append({**spec["stages"][0], "name": "t", "train": {"llm": 1e-3, "connector": 1e-3}})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    alone = train(spec, out=tmp_path / "alone")
+    devices = {"PL_TRAINER_DEVICES": "2", "PL_TRAINER_ACCELERATOR": "cpu", "PL_TRAINER_STRATEGY": "ddp"}
+    command = [sys.executable, "-m", "vlm", "train", str(file), "--out", str(tmp_path / "pair")]
+    environment = {**os.environ, **devices, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("01-s", "02-t"):
+        one, two = (read_metrics(run / "stages" / name / "metrics.csv") for run in (alone, tmp_path / "pair"))
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    wanted, found = vlm.load(alone).state_dict(), vlm.load(tmp_path / "pair").state_dict()
+    assert all(torch.allclose(found[name], wanted[name], atol=2e-4) for name in wanted)
