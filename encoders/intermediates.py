@@ -72,8 +72,8 @@ class Intermediates(Encoder):
     def set_attention(self, how: Implementation) -> None:
         """Choose the route of every timm attention that has two; all others keep their only one.
 
-        timm declares its switch in the class (`fused_attn: Final[bool]`). open_clip's own ViT and ResNet have none:
-        their blocks call torch's `nn.MultiheadAttention` such that it is always fused.
+        timm declares its switch in the class (`fused_attn: Final[bool]`). open_clip's own ViT stays fused: torch's
+        `nn.MultiheadAttention` has no switch, and the other route of its blocks with options (`qk_norm`) fails.
         """
         for part in self.modules():
             if any("fused_attn" in inspect.get_annotations(kind) for kind in type(part).__mro__):

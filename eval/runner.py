@@ -18,7 +18,7 @@ from .results import Row, TaskResult, summarise
 from .task import Task, references
 
 BATCHES_AT_ONCE = 8
-"""The model gets samples of so many batches in one call: enough to group those of like length, few enough to hold."""
+"""The model gets samples of so many batches in one call: few enough to hold in memory."""
 
 
 class AnswerLike(Protocol):

@@ -53,7 +53,7 @@ class Run:
                 raise ConfigError(
                     f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out"
                 )
-        if _rank() == 0:
+        if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")
 
@@ -173,7 +173,7 @@ def _device_settings(folder: Path, model: VLM, stage: StageSpec, attention: str)
     """Attention and precision: as asked for, or measured once; a stage that goes on keeps what it began with, and all
     processes take what the first one found."""
     file = folder / "device.json"
-    if _rank() == 0 and not file.is_file():
+    if is_first() and not file.is_file():
         fresh = file.with_suffix(".writing")
         fresh.write_text(json.dumps(_measured(model, stage, attention)), encoding="utf8")
         fresh.rename(file)
@@ -243,9 +243,9 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
     return [] if old == new else [place]
 
 
-def _rank() -> int:
-    """Of this process, also before a trainer has joined it to others."""
-    return int(getattr(rank_zero_only, "rank", 0))
+def is_first() -> bool:
+    """Whether this process is the one that writes, also before a trainer has joined it to others."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def name_of(source: Source) -> str:

@@ -202,7 +202,22 @@ def test_set_attention_reaches_a_timm_tower(build, pixels, same):
         encoder.set_attention("eager")
         same(encoder(pixels(32)).tokens, fused)
     assert not any(block.attn.fused_attn for block in encoder.model.trunk.blocks)
-    build("vit").set_attention("eager")  # has one way only
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}])
+def test_its_own_vit_stays_fused(options, perturb, pixels, same, monkeypatch):
+    encoder = perturb(OpenClip(model="x", config={"embed_dim": 24, "vision_cfg": VIT | options}))
+    calls, found = [], {}
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    for how in ("sdpa", "eager"):
+        encoder.set_attention(how)
+        calls.clear()
+        found[how] = encoder(pixels(32)).tokens  # with gradients: without, torch takes a route of its own
+        assert len(calls) == 2  # of three blocks the third does not run
+    same(found["sdpa"], found["eager"])
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,24 @@ def test_missing_weights_are_refused_by_name(folder: Path) -> None:
         vlm.assemble(toy_recipe(llm={"weights": str(folder)}))
 
 
+def test_unexpected_weights_are_refused_by_name(folder: Path) -> None:
+    found = load_file(folder / "model.safetensors")
+    save_file({**found, "model.extra.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has 1 parameters that the model has not: model\.extra\.weight"):
+        vlm.assemble(toy_recipe(llm={"weights": str(folder)}))
+
+
+def test_damaged_weights_are_one_clear_error(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ConfigError, match=r"model\.llm\.weights|weights: .*cannot be loaded"):
+        vlm.assemble(toy_recipe(llm={"weights": str(folder)}))
+
+
+def test_weights_and_config_together_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.llm\.config: stands beside `weights`"):
+        vlm.assemble(toy_recipe(llm={"weights": str(folder), "config": LLAMA, "tokenizer": "bytes"}))
+
+
 def test_template_may_be_a_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     spec = {"weights": str(folder), "chat_template": str(tmp_path / "own.jinja")}

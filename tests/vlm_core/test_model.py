@@ -1,6 +1,7 @@
 """The model as a whole: batches, answers, several encoders, saving and loading."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlm
-from tests.conftest import LLAMA, SIGLIP, picture, toy_recipe
+from tests.conftest import LLAMA, SIGLIP, perturb, picture, toy_recipe
 from vlm.errors import ConfigError
 from vlm.processor import SampleError
 from vlm.sample import Sample, Turn, ask
@@ -181,17 +182,13 @@ def test_saved_and_loaded_in_a_fresh_process_is_the_same_to_the_bit(
 ) -> None:
     llm = {"tokenizer": "bytes", "config": {**LLAMA, "tie_word_embeddings": tied}}
     model = toy(connector, encoders=TWO, merge="channel", llm=llm)
+    model.set_attention("eager" if tied else "sdpa")
     model.save(tmp_path / "model")
     with torch.no_grad():
         wanted = model(model.processor(MIXED)).logits
-    if connector == "mlp":
-        arguments = [sys.executable, "-c", CODE, str(tmp_path / "model"), str(tmp_path / "logits.pt")]
-        subprocess.run(arguments, check=True, cwd=Path(__file__).parents[2])
-        found = torch.load(tmp_path / "logits.pt", weights_only=True)
-    else:
-        loaded = vlm.load(tmp_path / "model")
-        with torch.no_grad():
-            found = loaded(loaded.processor(MIXED)).logits
+    arguments = [sys.executable, "-c", CODE, str(tmp_path / "model"), str(tmp_path / "logits.pt")]
+    subprocess.run(arguments, check=True, cwd=Path(__file__).parents[2])
+    found = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert torch.equal(found, wanted)
 
 
@@ -239,6 +236,43 @@ def test_folders_that_are_no_model(toy: Callable[..., Any], tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ConfigError, match="is not of this kit"):
         vlm.load(folder)
+
+
+@pytest.mark.parametrize(
+    "gone", ["model.safetensors", "tokenizer", "tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"]
+)
+def test_folder_that_lacks_a_file_is_refused(toy: Callable[..., Any], tmp_path: Path, gone: str) -> None:
+    """Else another tokenizer would be looked for on the hub, or another template be used in its place."""
+    folder = toy().save(tmp_path / "model")
+    path = folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ConfigError, match=f"is not complete: there is no .*{Path(gone).name}"):
+        vlm.load(folder)
+
+
+@pytest.mark.parametrize("module", ["evil", "model.evil"])
+def test_code_in_a_model_folder_is_not_run(
+    toy: Callable[..., Any], tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = toy().save(tmp_path / "model")
+    (folder / "evil.py").write_text("raise SystemExit('it ran')")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["connector"] = [{"name": f"{module}:C"}]
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(folder if module == "evil" else tmp_path)
+    with pytest.raises(ConfigError, match="code from a model folder is not run"):
+        vlm.load(folder)
+
+
+def test_answer_ends_where_the_context_does() -> None:
+    config = {**LLAMA, "max_position_embeddings": 50}
+    model = perturb(vlm.assemble(toy_recipe(llm={"tokenizer": "bytes", "config": config}))).eval()
+    model.processor.chat.stop_ids = [0]
+    answer = next(iter(model.answer([ask("x" * 20, [picture(1)], id="a")], max_new_tokens=500)))
+    used = len(model.processor.encode(ask("x" * 20, [picture(1)])).input_ids)
+    assert (answer.tokens, answer.truncated) == (50 - used, True)
+    full = next(iter(model.answer([ask("x" * (20 + 50 - used), [picture(1)], id="b")])))
+    assert "no room for an answer" in str(full.error)
 
 
 def test_saving_over_an_older_model_keeps_it_until_the_new_one_is_complete(

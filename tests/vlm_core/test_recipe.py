@@ -96,7 +96,12 @@ def test_globs_that_match_nothing() -> None:
         ),
         ({"llm": {"tokenizer": "byte", "config": LLAMA}}, "model.llm.tokenizer", ["byte", "bytes"]),
         ({"llm": {"weights": "/nowhere/at/all"}}, "model.llm.tokenizer", ["/nowhere/at/all"]),
-        ({"encoders": {"name": "siglip", "config": {**SIGLIP, "hidden_size": 30}}}, "model.encoders", []),
+        (
+            {"encoders": {"name": "siglip", "config": {**SIGLIP, "hidden_size": 30}}},
+            "model.encoders.config",
+            ["divisible by num_heads", "30"],
+        ),
+        ({"llm": {"tokenizer": "bytes", "config": {**LLAMA, "hidden_size": 33}}}, "model.llm.config", ["33"]),
         ({"encoders": {"name": "siglip", "config": SIGLIP, "size": 33}}, "model.encoders.size", ["33", "8"]),
     ],
 )
