@@ -11,7 +11,7 @@ def schedule(kind: str, steps: int, *, warmup: float, final: float) -> Callable[
         kind: `cosine`, `linear` or `constant`.
         steps: of the stage.
         warmup: share of the steps that rise; the first step is never at zero.
-        final: factor at the last step.
+        final: factor that the fall ends at, one step after the last.
     """
     rise = round(steps * warmup)
 

@@ -22,9 +22,9 @@ class Handwriting(Source):
     Args:
         split: `train` and `test` scenes share no glyph.
         count: number of samples; each shows another scene.
-        seed: of the scenes.
+        seed: of the scenes; two stages with the same one see the same scenes.
         kinds: kinds of question, taken in turn; one that stands twice is asked twice as often. All if absent.
-        turns: questions about each scene, of different kinds as far as they go.
+        turns: questions about each scene, of the next kinds in turn.
         curriculum: share of the samples from which on numbers may have 2, 3, ... digits; `[0.1, 0.2]` is one digit
             for the first tenth, two up to a fifth, then up to five.
         long: share of the scenes with as many digits as there may be, or one fewer; they are the hardest to read.
@@ -43,8 +43,8 @@ class Handwriting(Source):
         curriculum: tuple[float, ...] = (),
         long: float = 0.0,
     ) -> None:
-        self.kinds = kinds or list(handwriting.QUESTIONS)
-        _check(self.kinds, count, turns, long)
+        self.kinds = list(handwriting.QUESTIONS) if kinds is None else kinds
+        _check(self.kinds, curriculum, long, count=count, turns=turns, seed=seed)
         self.split, self.count, self.seed = split, count, seed
         self.turns, self.curriculum, self.long = turns, curriculum, long
 
@@ -81,10 +81,16 @@ class Handwriting(Source):
         return MOST_DIGITS if passed == len(self.curriculum) else 1 + passed
 
 
-def _check(kinds: list[str], count: int, turns: int, long: float) -> None:
+def _check(kinds: list[str], curriculum: tuple[float, ...], long: float, *, count: int, turns: int, seed: int) -> None:
     known = handwriting.QUESTIONS
     problems = [Problem("kinds", unknown("kind of question", kind, known)) for kind in kinds if kind not in known]
-    problems += positive(count=count, turns=turns)
+    problems += positive(count=count, turns=turns, kinds=len(kinds))
+    if seed < 0:
+        problems.append(Problem("seed", f"`{seed}`; allowed: 0 or more"))
+    rises = list(curriculum) == sorted(curriculum) and all(0 <= share <= 1 for share in curriculum)
+    if not rises or len(curriculum) >= MOST_DIGITS:
+        allowed = f"at most {MOST_DIGITS - 1} shares that rise from 0 to 1"
+        problems.append(Problem("curriculum", f"`{list(curriculum)}`; allowed: {allowed}"))
     if not 0 <= long <= 1:
         problems.append(Problem("long", f"`{long}`; allowed: 0 to 1"))
     if problems:

@@ -188,7 +188,7 @@ class VLM(nn.Module):
 
     def set_attention(self, how: str) -> None:
         """Choose how attention is computed: `eager`, `sdpa` or `flash_attention_2` in the LLM, and the like of it in
-        the connector and in each encoder that lets one choose (see `Encoder.set_attention`).
+        every other part that has two ways (open_clip's own ViT and a few of timm's families have one).
 
         Raises:
             ValueError: transformers has no such attention for this family of LLM.

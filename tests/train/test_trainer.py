@@ -23,12 +23,13 @@ RATES = {"01-align": 1e-2, "02-instruct": 2e-3}
 
 
 def recipe(**second: Any) -> dict[str, Any]:
-    """Two stages with accumulation; the second has a warm-up, two learning rates and a linear fall."""
+    """Two stages with accumulation and checkpoints; the second has a warm-up, two learning rates and a linear fall."""
     common = {
         "data": [{"name": "handwriting"}],
         "batch_size": 4,
         "micro_batch_size": 2,
         "precision": "32-true",
+        "checkpoint_every": 3,
     }
     instruct = {"train": {"llm": 1e-3, "connector": 2e-3}, "steps": 12, "warmup": 0.3, "schedule": "linear"}
     return {
@@ -77,7 +78,8 @@ def spying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spying]:
 
     def watched(stage: Any, folder: Path, precision: str, callbacks: list[pl.Callback]) -> pl.Trainer:
         spies.append(Spy())
-        return plain(stage, folder, precision, [*callbacks, spies[-1]])
+        trainer: pl.Trainer = plain(stage, folder, precision, [*callbacks, spies[-1]])
+        return trainer
 
     def run(spec: dict[str, Any], out: Path) -> list[Spy]:
         spies.clear()
@@ -95,7 +97,8 @@ def metrics(run: Path, stage: str) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(recipe(), out=tmp_path_factory.mktemp("run") / "toy")
+    folder: Path = train(recipe(), out=tmp_path_factory.mktemp("run") / "toy")
+    return folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -136,7 +139,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(spying: Spying, tmp_path: P
     clipped, free = (spying(recipe(clip=clip), tmp_path / str(clip))[1] for clip in (0.05, 0))
     norms, whole = ([spy.norm(step) for step in range(12)] for spy in (clipped, free))
     assert max(norms) <= 0.05 * (1 + 1e-4)
-    assert min(whole) > 0.05 * 1.5
+    assert min(whole) > 1.5, "nor is there a default that holds when none is asked for"
     assert norms == pytest.approx([0.05] * 12, rel=1e-3), "cut to the norm, not below it"
     for name, gradient in free.gradients[0].items():  # both stages begin with the same weights and data
         torch.testing.assert_close(clipped.gradients[0][name], gradient * 0.05 / whole[0], rtol=1e-3, atol=1e-8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm import attention, device
+from vlm import device
 from vlm.attention import Implementation, attend
 
 SIZES = {"heads": 2, "head_width": 4, "tokens": 5, "rows": 3}
@@ -167,9 +167,10 @@ def test_both_routes_agree_with_each_other_and_with_a_loop(masked: bool) -> None
     given = [torch.randn(n, heads, length, width, dtype=torch.float64) for length in (queries, keys, keys)]
     weight = torch.randn(n, heads, queries, width, dtype=torch.float64)
     outputs, gradients = [], []
-    for how in ("sdpa", "eager"):
-        inputs = [tensor.clone().requires_grad_() for tensor in given]
-        outputs.append(attention.attend(*inputs, mask, how))  # type: ignore[arg-type]
+    routes: tuple[Implementation, ...] = ("sdpa", "eager")
+    for how in routes:
+        q, k, v = inputs = [tensor.clone().requires_grad_() for tensor in given]
+        outputs.append(attend(q, k, v, mask, how))
         (outputs[-1] * weight).sum().backward()
         gradients.append([tensor.grad for tensor in inputs])
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-6)

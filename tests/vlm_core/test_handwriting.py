@@ -71,6 +71,10 @@ def test_no_scene_shows_a_glyph_of_the_other_split(split: Split, inked: Any) -> 
     inked(lambda row, label: row in rows[split])
     for scene in scenes(split, 200):
         assert ink(scene).sum() > 40 * len(scene.number), "every digit is drawn with a glyph of its own split"
+    source = Handwriting(split=split, count=50)
+    assert all(ink(source.scene(index)).any() for index in range(50)), "and so are the samples of the source"
+    inked(lambda row, label: row in rows[OTHER[split]])
+    assert not any(ink(source.scene(index)).any() for index in range(50))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -92,7 +96,7 @@ def test_each_digit_stands_where_the_number_says(split: Split, digit: int, inked
 def by_hand(scene: Scene, wording: str) -> str:
     digits = [int(character) for character in scene.number]
     value = sum(digit * 10**power for power, digit in enumerate(reversed(digits)))
-    return {
+    answers: dict[str, str] = {
         "What is the number?": str(value),
         "What colour is it?": scene.colour,
         "How many digits?": str(len(str(value))),
@@ -100,7 +104,8 @@ def by_hand(scene: Scene, wording: str) -> str:
         "What is the first digit?": str(value // 10 ** (len(digits) - 1)),
         "What is the last digit?": str(value % 10),
         "Is it even or odd?": ["even", "odd"][value % 2],
-    }[wording]
+    }
+    return answers[wording]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -175,6 +180,10 @@ def test_curriculum_limits_digits_over_the_samples() -> None:
     assert set(lengths[:50]) == {1}
     assert set(lengths[50:150]) == {1, 2}
     assert set(lengths[150:]) == {1, 2, 3, 4, 5}
+    for seed in range(5):
+        two = Handwriting(count=2, curriculum=(0.5,), long=1.0, seed=seed)
+        assert len(two.scene(0).number) == 1
+        assert len(two.scene(1).number) >= 4, "from that share on"
     without = Handwriting(count=500)
     assert {len(number_of(without[index])) for index in range(50)} == {1, 2, 3, 4, 5}
 
@@ -268,3 +277,19 @@ def test_all_bad_options_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Handwriting(kinds=["numbr", "colour"], count=0, turns=-1, long=2.0)
     assert [problem.place for problem in caught.value.problems] == ["kinds", "count", "turns", "long"]
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"curriculum": (0.1, 0.2, 0.3, 0.4, 0.5)}, "curriculum"),
+        ({"curriculum": (0.5, 0.1)}, "curriculum"),
+        ({"curriculum": (0.5, 3.0)}, "curriculum"),
+        ({"seed": -1}, "seed"),
+        ({"kinds": []}, "kinds"),
+    ],
+)
+def test_options_that_would_be_taken_otherwise_are_refused(options: dict[str, Any], place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Handwriting(**options)
+    assert [problem.place for problem in caught.value.problems] == [place]
