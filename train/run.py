@@ -6,6 +6,7 @@ run/model/                      the model after the last stage
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ class Run:
                     f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out"
                 )
         if is_first():
+            if not begun:  # of a first attempt that left nothing to go on from, nothing must be taken over
+                shutil.rmtree(folder / "stages", ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")
 

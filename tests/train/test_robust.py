@@ -80,7 +80,10 @@ def test_crash_between_the_last_checkpoint_and_the_end_is_no_dead_end(
 def test_a_run_that_left_nothing_may_be_begun_anew(tmp_path: Path) -> None:
     with pytest.raises(TrainingError):
         train(recipe([SILENT, SILENT], tmp_path), out=tmp_path / "run")
-    train(recipe([IMAGE, IMAGE], tmp_path, steps=1), out=tmp_path / "run")
+    train(recipe([IMAGE, IMAGE], tmp_path, steps=1, precision="bf16-true"), out=tmp_path / "run")
+    stage = tmp_path / "run/stages/01-s"
+    assert json.loads((stage / "device.json").read_text())["precision"] == "bf16-true", "not the first attempt's"
+    assert len(list((stage / "logs").iterdir())) == 1
     with pytest.raises(ConfigError, match=r"different: stages\.0\.steps"):
         train(recipe([IMAGE, IMAGE], tmp_path, steps=3), out=tmp_path / "run")
 
