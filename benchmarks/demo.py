@@ -76,7 +76,7 @@ def _percent(share: float) -> str:
 
 TEXT = """# The demo, with three connectors
 
-`vlm demo` trains a model of 1.4 to 1.6 M parameters on scikit-learn's handwritten digits, composed into coloured numbers
+`vlm demo` trains a model of about 1.5 M parameters on scikit-learn's handwritten digits, composed into coloured numbers
 of one to five digits, and evaluates it on 2100 pictures made of the last 397 glyphs, which training never sees.
 The same recipe runs with another connector by one word: `vlm demo --connector perceiver`.
 

@@ -85,7 +85,7 @@ def test_a_run_that_left_nothing_may_be_begun_anew(tmp_path: Path) -> None:
     assert json.loads((stage / "device.json").read_text())["precision"] == "bf16-true", "not the first attempt's"
     assert len(list((stage / "logs").iterdir())) == 1
     with pytest.raises(ConfigError, match=r"different: stages\.0\.steps"):
-        train(recipe([IMAGE, IMAGE], tmp_path, steps=3), out=tmp_path / "run")
+        train(recipe([IMAGE, IMAGE], tmp_path, steps=3, precision="bf16-true"), out=tmp_path / "run")
 
 
 def test_mistakes_of_all_kinds_come_together(tmp_path: Path) -> None:
