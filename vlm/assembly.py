@@ -124,9 +124,13 @@ class _Builder:
             place = join("model.connector", number if len(spec.connector) > 1 else "")
             if shape is None:
                 return None
+            told = part.options.get("out_width", embedding(llm).embedding_dim if last else shape.width)
+            if not isinstance(told, int) or told < 1:
+                self.problems.append(Problem(join(place, "out_width"), f"`{told}`; allowed: 1 or more"))
+                return None
             facts = {
                 "in_width": shape.width,
-                "out_width": part.options.get("out_width") or (embedding(llm).embedding_dim if last else shape.width),
+                "out_width": told,
                 "llm_width": width(llm),
                 "llm_layers": layer_count(llm),
                 "grid": shape.grid,

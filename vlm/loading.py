@@ -26,8 +26,11 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     _refuse_own_code(spec, folder)
     _check_files(folder)
     spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
-    with _no_init():
-        model = build(validate(ModelSpec, spec))
+    try:
+        with _no_init():
+            model = build(validate(ModelSpec, spec))
+    except ConfigError as error:
+        raise ConfigError(error.under("model").problems, source=str(folder / CONFIG)) from error
     model.llm.tie_weights()  # type: ignore[operator]  # part of the initialisation that was left out
     load_weights(model, folder / WEIGHTS)
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones

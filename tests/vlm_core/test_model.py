@@ -233,6 +233,11 @@ def test_folders_that_are_no_model(toy: Callable[..., Any], tmp_path: Path) -> N
     (folder / "model.safetensors").write_bytes(b"short")
     with pytest.raises(WeightsError, match="cannot be read"):
         vlm.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["connector"] = "mpl"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"unknown connector `mpl`.*config\.json"):
+        vlm.load(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ConfigError, match="is not of this kit"):
         vlm.load(folder)

@@ -76,6 +76,12 @@ def test_globs_that_match_nothing() -> None:
         ({"connector": ["mlp", {"name": "space", "factor": 2}]}, "model.connector.1", ["space"]),
         ({"connector": ["cross_attention", "mlp"]}, "model.connector.0", ["must be the last"]),
         ({"connector": {"name": "linear", "out_width": 7}}, "model.connector", ["width 7", "32"]),
+        (
+            {"connector": [{"name": "linear", "out_width": -3}, "mlp"]},
+            "model.connector.0.out_width",
+            ["-3", "1 or more"],
+        ),
+        ({"connector": [{"name": "mlp", "out_width": "abc"}, "mlp"]}, "model.connector.0.out_width", ["abc"]),
         ({"merge": "channel"}, "model.merge", ["two or more"]),
         ({"llm": {"config": LLAMA}}, "model.llm.tokenizer", ["missing", "bytes"]),
         ({"llm": {"tokenizer": "bytes"}}, "model.llm", ["weights", "config"]),
