@@ -21,7 +21,10 @@ def questions(paths: Sequence[str], question: str | None) -> list[Sample]:
     found: list[Sample] = []
     for path in paths:
         if path.endswith(".jsonl"):
-            found += [_row(path, number, line, question) for number, line in _lines(path)]
+            rows = [_row(path, number, line, question) for number, line in _lines(path)]
+            if not rows:
+                raise ConfigError(f"`{path}` holds no question; a line is {{image, question}}")
+            found += rows
         else:
             if question is None:
                 raise ConfigError(f"what should be asked about `{path}`? give -q QUESTION (or a .jsonl with questions)")

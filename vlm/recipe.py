@@ -164,6 +164,7 @@ class Inspection:
     """The whole, if its outline has no mistake."""
     model: ModelSpec | None
     stages: list[StageSpec | None]
+    eval: list[str]
     problems: list[Problem]
 
 
@@ -211,6 +212,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if data is None:
+        raise ConfigError(f"{path} is empty")
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of keys to values")
     return data
@@ -269,7 +272,9 @@ def _checked(raw: dict[str, Any]) -> Inspection:
             problems += error.under(place).problems
     stages = raw.get("stages")
     sound = [_attempt(StageSpec, stage)[0] for stage in stages] if isinstance(stages, list) else []
-    return Inspection(recipe, _attempt(ModelSpec, raw.get("model"))[0], sound, list(dict.fromkeys(problems)))
+    tasks = raw.get("eval")
+    named = [name for name in tasks if isinstance(name, str)] if isinstance(tasks, list) else []
+    return Inspection(recipe, _attempt(ModelSpec, raw.get("model"))[0], sound, named, list(dict.fromkeys(problems)))
 
 
 def _attempt(schema: type[T], values: Any) -> tuple[T | None, list[Problem]]:

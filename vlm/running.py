@@ -31,9 +31,8 @@ def run(source: Source, overrides: list[str], *, out: Path | None, console: "Con
 
 
 def _task_problems(source: Source, overrides: list[str], tasks: Any) -> list[Problem]:
-    recipe = inspect_recipe(source, overrides).recipe
     problems: list[Problem] = []
-    for number, name in enumerate(recipe.eval if recipe else []):
+    for number, name in enumerate(inspect_recipe(source, overrides).eval):
         try:
             tasks.load_task(name).open()
         except ConfigError as error:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import vlm
 from tests.conftest import LLAMA, picture, toy_recipe
+from vlm import running
 from vlm.errors import ConfigError
 from vlm.train import run as runs
 from vlm.train.module import TrainingError
@@ -143,3 +145,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     wanted, found = vlm.load(alone).state_dict(), vlm.load(tmp_path / "pair").state_dict()
     assert all(torch.allclose(found[name], wanted[name], atol=2e-4) for name in wanted)
+
+
+def test_tasks_of_a_recipe_are_checked_with_the_rest(tmp_path: Path) -> None:
+    spec = {**recipe([IMAGE], tmp_path, bach_size=3), "eval": ["handwritin"]}
+    with pytest.raises(ConfigError) as caught:
+        running.run(spec, [], out=tmp_path / "run", console=Console(quiet=True))
+    assert {problem.place for problem in caught.value.problems} == {"stages.0.bach_size", "eval.0"}
+    assert "did you mean `handwriting`" in str(caught.value)
+    assert not (tmp_path / "run").exists()

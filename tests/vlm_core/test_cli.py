@@ -83,7 +83,12 @@ def test_ask_reads_questions_from_jsonl(run: Callable[..., Any], model: Path, im
     file.write_text('{"image": "images/0.png", "question": "Who?"}\n\n{"image": "images/1.png"}\n')
     rows = [json.loads(line) for line in run("ask", model, file, "-q", "What?", "--json").stdout.splitlines()]
     assert [(row["image"], row["question"]) for row in rows] == [("images/0.png", "Who?"), ("images/1.png", "What?")]
-    wrong = {"{not json": "line 1", '{"picture": "x"}': "line 1", '{"image": 3, "question": "?"}': "texts"}
+    wrong = {
+        "": "holds no question",
+        "{not json": "line 1",
+        '{"picture": "x"}': "line 1",
+        '{"image": 3, "question": "?"}': "texts",
+    }
     for line, words in wrong.items():
         file.write_text(line + "\n")
         result = run("ask", model, file)
