@@ -33,6 +33,8 @@ class Features:
     """bool [N, T], True where a token is real; None when all are. A ragged batch is padded and masked."""
     extra: Tensor | None = None
     """[N, E, C]: the encoder's CLS and register tokens; None where it has none or an op has consumed them."""
+    question: Tensor | None = None
+    """long [N, L]: ids of the text asked about each view, -1 where padded, for ops that read it (InstructBLIP)."""
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3:

@@ -1,6 +1,7 @@
 """One image -> its views. A view policy is pure geometry; rendering is the same for all of them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -54,6 +55,11 @@ class View:
     """(row, column) of a tile; None for a view of the whole image."""
     fill: tuple[int, int, int] | None = None
     """Colour of the padding, 0-255; None is the encoder's mean, which is zero once normalised."""
+    keep: tuple[int, int, int, int] | None = None
+    """(top, left, bottom, right) of the part of the canvas whose tokens are used, in pixels; None is all of it.
+    Tiles that overlap (Molmo) see more than they are used for."""
+    of: "View | None" = None
+    """The view that this one is made from; None is the image itself. Two resamplings in a row are not one."""
 
     @property
     def valid(self) -> tuple[int, int, int, int]:
@@ -66,15 +72,34 @@ class View:
 
     def render(self, image: Image.Image, spec: ImageSpec) -> Tensor:
         """The view of an RGB `image` as the encoder wants it: float32 [3, H, W]."""
-        resized = image
-        if image.size != self.resize[::-1]:
-            resized = image.resize(self.resize[::-1], Image.Resampling[spec.interpolation.upper()])
+        return spec.normalise(self.draw(image, spec))
+
+    def draw(self, image: Image.Image, spec: ImageSpec) -> Image.Image:
+        """The view of an RGB `image` in colours."""
+        return self._paste(self._resized(image, spec), spec)
+
+    def _resized(self, image: Image.Image, spec: ImageSpec) -> Image.Image:
+        image = image if self.of is None else self.of.draw(image, spec)
+        if image.size == self.resize[::-1]:
+            return image
+        return image.resize(self.resize[::-1], Image.Resampling[spec.interpolation.upper()])
+
+    def _paste(self, resized: Image.Image, spec: ImageSpec) -> Image.Image:
         if self.resize == self.size and self.offset == (0, 0):
-            return spec.normalise(resized)
+            return resized
         fill = self.fill or tuple(round(255 * mean) for mean in spec.mean)
         canvas = Image.new("RGB", self.size[::-1], fill)  # type: ignore[arg-type]
         canvas.paste(resized, self.offset[::-1])
-        return spec.normalise(canvas)
+        return canvas
+
+
+def render(views: Sequence[View], image: Image.Image, spec: ImageSpec) -> list[Tensor]:
+    """The views of an RGB `image` as an encoder wants them, [3, H, W] each; tiles of one resampling share it."""
+    resized: dict[tuple[Size, View | None], Image.Image] = {}
+    for view in views:
+        if (view.resize, view.of) not in resized:
+            resized[view.resize, view.of] = view._resized(image, spec)
+    return [spec.normalise(view._paste(resized[view.resize, view.of], spec)) for view in views]
 
 
 class Views(ABC):
@@ -82,4 +107,12 @@ class Views(ABC):
 
     @abstractmethod
     def plan(self, image: Size, size: Size) -> list[View]:
-        """The views of an image of `image` = (height, width) for an encoder that takes `size`, in order."""
+        """The views of an image of `image` = (height, width) for an encoder that takes `size`, in order.
+
+        Raises:
+            ConfigError: the image lies outside what the policy can do; the message says what is allowed.
+        """
+
+    def among(self, images: int) -> "Views":
+        """The policy for each image of a sample that has `images` of them: this one unless a policy says otherwise."""
+        return self
