@@ -118,7 +118,9 @@ class ReadSlots(Objective):
 
     def read(self, model: VLM, batch: Batch) -> dict[str, Tensor]:
         """Logits [N, slots, classes] by field."""
-        tokens = self.norm(model.encoders[self.encoder](batch.pixels[self.encoder]).tokens)
+        if len(batch.groups) != 1:
+            raise ConfigError("read_slots takes views of one size; choose a view policy that gives one")
+        tokens = self.norm(model.encoders[self.encoder](batch.groups[0].pixels[self.encoder]).tokens)
         found = self.norm_out(self.attention(self.queries.expand(len(tokens), -1, -1), tokens))
         pieces = found.split(list(self.slots.values()), dim=1)
         return {name: self.heads[name](piece) for name, piece in zip(self.slots, pieces, strict=True)}

@@ -15,7 +15,7 @@ from vlm.features import Shape
 from vlm.llm import build_llm, build_tokenizer, embedding, layer_count, width
 from vlm.model import VLM
 from vlm.parts import learning_rates
-from vlm.recipe import LlmSpec, ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
+from vlm.recipe import EncoderSpec, LlmSpec, ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
 from vlm.routes import SequenceRoute
 from vlm.schema import check_options, given, options
 from vlm.weights import config_fields, planning
@@ -98,53 +98,78 @@ class _Builder:
 
     def model(self, spec: ModelSpec) -> VLM | None:
         encoders = [
-            self._part(registry.encoders, part, join("model.encoders", number if len(spec.encoders) > 1 else ""))
+            self._part(registry.encoders, part, _place("model.encoders", spec.encoders, number))
             for number, part in enumerate(spec.encoders)
         ]
         views = self._part(registry.views, spec.views, "model.views")
         tokenizer = self._try("model.llm", lambda: build_tokenizer(spec.llm))
         llm = tokenizer and self._try("model.llm", lambda: build_llm(spec.llm, tokenizer))
+        self._try("model.layout", spec.layout.check)
         if llm is None or any(encoder is None for encoder in encoders):
             return None
         chain = self._chain(spec, encoders, llm)
         if chain is None or views is None:
             return None
         resolved = _resolved(spec, encoders, llm)
-        return self._try(
-            "model.connector",
-            lambda: VLM(encoders, chain, llm=llm, tokenizer=tokenizer, views=views, spec=resolved),
-        )
+        parts = {"tokenizer": tokenizer, "views": views, "layout": spec.layout, "spec": resolved}
+        return self._try("model.connector", lambda: VLM(encoders, chain, llm=llm, **parts))
 
     def _chain(self, spec: ModelSpec, encoders: list[Encoder], llm: Any) -> Chain | None:
-        shapes = [encoder.shape() for encoder in encoders]
-        merge, shape = self._merge(spec, shapes)
-        ops: list[Connector] = []
-        for number, part in enumerate(spec.connector):
-            last = number == len(spec.connector) - 1
-            place = join("model.connector", number if len(spec.connector) > 1 else "")
+        facts = {"llm_width": width(llm), "llm_layers": layer_count(llm)}
+        end = embedding(llm).embedding_dim
+        adapters, shapes = [], []
+        for number, (part, encoder) in enumerate(zip(spec.encoders, encoders, strict=True)):
+            place = join(_place("model.encoders", spec.encoders, number), "adapter")
+            own, shape = self._ops(part.adapter, encoder.shape(), place, facts)
             if shape is None:
                 return None
-            told = part.options.get("out_width", embedding(llm).embedding_dim if last else shape.width)
+            adapters.append(own)
+            shapes.append(shape)
+        merge, merged = self._merge(spec, shapes)
+        if merged is None:
+            return None
+        ops, shape = self._ops(spec.connector, merged, "model.connector", facts, end)
+        packer = None
+        if spec.packer is not None:
+            packer = self._part(registry.packers, spec.packer, "model.packer", {"width": end})
+        if shape is None or (spec.packer is not None and packer is None):
+            return None
+        self._check_end(ops, shape, end)
+        return Chain(adapters, merge, ops, packer)
+
+    def _ops(
+        self, parts: Sequence[PartSpec], shape: Shape, place: str, llm: Mapping[str, Any], end: int | None = None
+    ) -> tuple[list[Connector], Shape | None]:
+        """The ops in order and the shape behind them; None where one has a mistake.
+
+        Args:
+            parts: their specs.
+            shape: of what the first one gets.
+            place: in the recipe.
+            llm: what an op may ask of the LLM.
+            end: width of the last one's output; its input's if absent.
+        """
+        ops: list[Connector] = []
+        found: Shape | None = shape
+        for number, part in enumerate(parts):
+            where = _place(place, parts, number)
+            last = end is not None and number == len(parts) - 1
+            told = part.options.get("out_width", end if last else shape.width)
             if not isinstance(told, int) or told < 1:
-                self.problems.append(Problem(join(place, "out_width"), f"`{told}`; allowed: 1 or more"))
-                return None
-            facts = {
-                "in_width": shape.width,
-                "out_width": told,
-                "llm_width": width(llm),
-                "llm_layers": layer_count(llm),
-                "grid": shape.grid,
-            }
-            op = self._part(registry.connectors, part, place, facts)
+                self.problems.append(Problem(join(where, "out_width"), f"`{told}`; allowed: 1 or more"))
+                return ops, None
+            facts = {"in_width": shape.width, "out_width": told, "grid": shape.grid, **llm}
+            op = self._part(registry.connectors, part, where, facts)
             if op is None:
-                return None
+                return ops, None
             if not last and not isinstance(op.route(), SequenceRoute):
-                self.problems.append(Problem(place, f"`{part.name}` leads into the LLM, so it must be the last op"))
-            before = shape
-            shape = self._try(place, lambda op=op, before=before: op.shape(before))  # type: ignore[misc]
+                self.problems.append(Problem(where, f"`{part.name}` leads into the LLM, so it must be the last op"))
+            found = self._try(where, lambda op=op, before=shape: op.shape(before))  # type: ignore[misc]
+            if found is None:
+                return ops, None
+            shape = found
             ops.append(op)
-        self._check_end(ops, shape, embedding(llm).embedding_dim)
-        return Chain(merge, ops)
+        return ops, found
 
     def _check_end(self, ops: list[Connector], shape: Shape | None, wanted: int) -> None:
         if shape is not None and isinstance(ops[-1].route(), SequenceRoute) and shape.width != wanted:
@@ -177,6 +202,11 @@ class _Builder:
         except ConfigError as error:
             self.problems += error.under(place).problems
             return None
+
+
+def _place(place: str, parts: Sequence[PartSpec], number: int) -> str:
+    """Where a part of a list stands in the recipe; a list of one may be written without its brackets."""
+    return join(place, number if len(parts) > 1 else "")
 
 
 def construct(kind: registry.Registry[Any], part: PartSpec, facts: Mapping[str, Any]) -> Any:
@@ -226,7 +256,7 @@ def _resolved(spec: ModelSpec, encoders: Sequence[Encoder], llm: Any) -> dict[st
     resolved = spec.model_copy(
         update={
             "encoders": [
-                PartSpec(name=part.name, **encoder.resolved())
+                EncoderSpec(name=part.name, adapter=part.adapter, **encoder.resolved())
                 for part, encoder in zip(spec.encoders, encoders, strict=True)
             ],
             "llm": LlmSpec(config=config_fields(llm.config), attention=spec.llm.attention),

@@ -1,6 +1,6 @@
 """Turns of talk -> token ids, with the tokenizer's own chat template; and which of them the assistant says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.sample import IMAGE_MARK, Turn
+from vlm.layout import Piece
+from vlm.sample import IMAGE_MARK, PLACEHOLDER, Turn
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,29 @@ class Encoded:
 
 
 class ChatFormat:
-    """Renders turns with a tokenizer's chat template.
+    """Renders turns with a tokenizer's chat template, whichever of the two forms of content the template takes.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer with a chat template and the image mark as one token.
+        tokenizer: a fast Hugging Face tokenizer with a chat template and `PLACEHOLDER` as one token.
         stop_ids: further tokens that end an answer, e.g. from the LLM's own generation config.
+        joint: text that stands once, not twice, where two images follow each other (see `Layout`).
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int] = (), joint: str = "") -> None:
         self.tokenizer = tokenizer
-        self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
+        self.joint = joint
+        self.placeholder_id = int(tokenizer.convert_tokens_to_ids(PLACEHOLDER))
         self.pad_id = int(tokenizer.pad_token_id or 0)
+        self._template = Template(tokenizer)
         self.stop_ids = sorted({*stop_ids, *self._end_of_answer()})
         self._cached = lru_cache(maxsize=4096)(self._encode)  # one question is often asked about many images
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker process goes what it was made from: a cache cannot be sent."""
-        return ChatFormat, (self.tokenizer, self.stop_ids)
+        return ChatFormat, (self.tokenizer, self.stop_ids, self.joint)
 
-    def encode(self, turns: Sequence[Turn], tokens: Sequence[int]) -> Encoded:
-        """Ids and labels of `turns`; image number i stands for `tokens[i]` placeholders.
+    def encode(self, turns: Sequence[Turn], images: Sequence[Sequence[Piece]]) -> Encoded:
+        """Ids and labels of `turns`; each image is given as text and runs of so many placeholders.
 
         If the last turn is the user's, the prompt for an answer is appended.
 
@@ -49,28 +53,29 @@ class ChatFormat:
             ValueError: marks and images differ in number, or the template does not keep earlier turns as they are,
                 so that what the assistant says cannot be told from the rest.
         """
-        return self._cached(tuple(turns), tuple(tokens))
+        return self._cached(tuple(turns), tuple(tuple(image) for image in images))
 
-    def _encode(self, turns: tuple[Turn, ...], tokens: tuple[int, ...]) -> Encoded:
-        turns = tuple(place_marks(turns, len(tokens)))
-        text, spans = self._render(turns)
+    def _encode(self, turns: tuple[Turn, ...], images: tuple[tuple[Piece, ...], ...]) -> Encoded:
+        turns = tuple(place_marks(turns, len(images)))
+        text, spans = self._render(turns, images)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoding["input_ids"], dtype=torch.long)
         spoken = _covered(encoding["offset_mapping"], spans)
-        return self._expand(ids, spoken, tokens)
+        return self._expand(ids, spoken, images)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids -> the answer, without special tokens and surrounding space."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _render(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
+    def _render(self, turns: Sequence[Turn], images: Sequence[Sequence[Piece]]) -> tuple[str, list[tuple[int, int]]]:
         """The text and the (start, end) characters of each assistant turn incl. its end token."""
+        layouts = ["".join(piece if isinstance(piece, str) else PLACEHOLDER for piece in image) for image in images]
         spans = []
-        text = self._text(turns, prompt=turns[-1].role != "assistant")
+        text = self._text(turns, layouts, prompt=turns[-1].role != "assistant")
         for number, turn in enumerate(turns):
             if turn.role == "assistant":
-                before = self._text(turns[:number], prompt=True)
-                after = text if number == len(turns) - 1 else self._text(turns[: number + 1])
+                before = self._text(turns[:number], layouts, prompt=True)
+                after = text if number == len(turns) - 1 else self._text(turns[: number + 1], layouts)
                 if not after.startswith(before):
                     raise ValueError("the chat template does not continue its own generation prompt")
                 if not text.startswith(after):
@@ -83,21 +88,23 @@ class ChatFormat:
         end = self.tokenizer.eos_token
         return text[: text.rindex(end) + len(end)] if end and end in text else text.rstrip("\n")
 
-    def _text(self, turns: Sequence[Turn], *, prompt: bool = False) -> str:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+    def _text(self, turns: Sequence[Turn], layouts: Sequence[str] = (), *, prompt: bool = False) -> str:
+        text = self._template.render(turns, layouts, prompt=prompt)
+        return text.replace(self.joint * 2, self.joint) if self.joint else text
 
-    def _expand(self, ids: Tensor, spoken: Tensor, tokens: Sequence[int]) -> Encoded:
-        """Each image mark becomes as many placeholders as its image has tokens in the sequence."""
-        marks = ids == self.image_id
-        if int(marks.sum()) != len(tokens):
-            raise ValueError(f"{int(marks.sum())} image marks in the tokens for {len(tokens)} images")
+    def _expand(self, ids: Tensor, spoken: Tensor, images: Sequence[Sequence[Piece]]) -> Encoded:
+        """Each placeholder in the text becomes as many as its run is long."""
+        runs = [(n, piece) for n, image in enumerate(images) for piece in image if isinstance(piece, int)]
+        marks = ids == self.placeholder_id
+        if int(marks.sum()) != len(runs):
+            raise ValueError(f"{int(marks.sum())} placeholders in the tokens for {len(runs)} runs of visual tokens")
         repeats = torch.ones_like(ids)
-        repeats[marks] = torch.tensor(list(tokens), dtype=torch.long)
-        image = torch.cumsum(marks, 0) - 1
-        owner = torch.where(marks, image, -1)
+        owner = torch.full_like(ids, -1)
+        repeats[marks] = torch.tensor([length for _, length in runs], dtype=torch.long)
+        owner[marks] = torch.tensor([number for number, _ in runs], dtype=torch.long)
+        seen = owner.cummax(0).values if len(ids) else owner
         labels = torch.where(spoken & ~marks, ids, -100)
-        return Encoded(*(part.repeat_interleave(repeats) for part in (ids, labels, owner, image)))
+        return Encoded(*(part.repeat_interleave(repeats) for part in (ids, labels, owner, seen)))
 
     def _end_of_answer(self) -> set[int]:
         """The tokenizer's end token, and the special token that the template puts after an answer."""
@@ -106,6 +113,58 @@ class ChatFormat:
         tail = self._text(turns).rpartition("answer")[2]
         first = self.tokenizer(tail, add_special_tokens=False)["input_ids"][:1]
         return ends | (set(first) & set(self.tokenizer.all_special_ids))
+
+
+class Template:
+    """A tokenizer's chat template. Some take a turn's content as text, others as a list of texts and images.
+
+    A template of the second kind given text would leave it out in silence, so it is tried once.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._listed = "probe" not in self._apply([{"role": "user", "content": "probe"}])
+        self._mark = self._own_mark() if self._listed else ""
+
+    def render(self, turns: Sequence[Turn], layouts: Sequence[str], *, prompt: bool) -> str:
+        """The text of `turns`, with `layouts` in the places of the image marks."""
+        todo = iter(layouts)
+        if not self._listed:
+            return self._apply([{"role": t.role, "content": _filled(t.text, todo)} for t in turns], prompt)
+        if not self._mark:
+            texts = [_filled(turn.text, todo) for turn in turns]
+            listed = [[{"type": "text", "text": text}] for text in texts]
+            return self._apply([{"role": t.role, "content": c} for t, c in zip(turns, listed, strict=True)], prompt)
+        if any(self._mark in turn.text.replace(IMAGE_MARK, "") for turn in turns):
+            raise ValueError(f"its text holds `{self._mark}`, which stands for an image in this chat template")
+        text = self._apply([{"role": turn.role, "content": _parts(turn.text)} for turn in turns], prompt)
+        pieces = text.split(self._mark)
+        return pieces[0] + "".join(layout + piece for layout, piece in zip(todo, pieces[1:], strict=False))
+
+    def _own_mark(self) -> str:
+        """What the template itself writes for an image."""
+        content = [{"type": "text", "text": "probe-a"}, {"type": "image"}, {"type": "text", "text": "probe-b"}]
+        text = self._apply([{"role": "user", "content": content}])
+        if "probe-a" not in text or "probe-b" not in text:
+            raise ValueError("the chat template shows neither a text nor a list of texts as a turn's content")
+        return text[text.index("probe-a") + len("probe-a") : text.index("probe-b")].strip()
+
+    def _apply(self, messages: Sequence[dict[str, Any]], prompt: bool = False) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+
+
+def _filled(text: str, layouts: Iterator[str]) -> str:
+    """`text` with the next layouts in the places of its image marks."""
+    first, *rest = text.split(IMAGE_MARK)
+    return first + "".join(next(layouts) + piece for piece in rest)
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    """`text` as the list form of content: texts and images in order."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE_MARK)):
+        parts += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece)
+    return parts
 
 
 def place_marks(turns: Sequence[Turn], images: int) -> list[Turn]:

@@ -3,9 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from vlm.features import Features, Shape
+from vlm.features import Features, Shape, VisionTokens
+from vlm.packer import ImagePlan, Packer
 from vlm.routes import Route, SequenceRoute
 
 
@@ -43,40 +45,76 @@ class Connector(nn.Module, ABC):
         return SequenceRoute()
 
 
-class Chain(Connector):
-    """The whole way from encoders to LLM: an optional merge, then ops applied in order."""
+class Chain(nn.Module):
+    """The whole way from encoders to LLM: ops of each encoder's own, a merge, ops for the merged, and a packer.
 
-    def __init__(self, merge: Merge | None, ops: Sequence[Connector]) -> None:
+    Args:
+        adapters: per encoder the ops that its features pass before they are merged.
+        merge: for two encoders or more.
+        ops: applied in order to the merged features.
+        packer: makes one sequence of an image's views; they stand side by side without one.
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Sequence[Connector]],
+        merge: Merge | None,
+        ops: Sequence[Connector],
+        packer: Packer | None = None,
+    ) -> None:
         super().__init__()
+        self.adapters = nn.ModuleList(nn.ModuleList(own) for own in adapters)
         self.merge = merge
         self.ops = nn.ModuleList(ops)
+        self.packer = packer
 
-    def forward(self, features: Features | Sequence[Features]) -> Features:  # type: ignore[override]
-        """One `Features` per encoder -> Features in the LLM's width."""
-        merged = features if isinstance(features, Features) else self._merged(features)
-        for op in self.ops:
-            merged = op(merged)
-        return merged
+    def forward(self, features: Sequence[Features]) -> Features:
+        """One `Features` [N, T_i, C_i] per encoder, of the same N views -> Features in the LLM's width."""
+        adapted = [_through(own, one) for own, one in zip(self.adapters, features, strict=True)]
+        return _through(self.ops, adapted[0] if self.merge is None else self.merge(adapted))
 
-    def shape(self, shape: Shape | Sequence[Shape]) -> Shape:  # type: ignore[override]
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of one view's output, from one shape per encoder."""
-        if not isinstance(shape, Shape):
-            shape = shape[0] if self.merge is None else self.merge.shape(shape)
-        found: Shape = shape
-        for op in self.ops:
-            found = op.shape(found)  # type: ignore[operator]
-        return found
+        adapted = [_shape(own, one) for own, one in zip(self.adapters, shapes, strict=True)]
+        return _shape(self.ops, adapted[0] if self.merge is None else self.merge.shape(adapted))
 
-    def _merged(self, features: Sequence[Features]) -> Features:
-        return features[0] if self.merge is None else self.merge(features)  # type: ignore[no-any-return]
+    def pack(self, tokens: Sequence[Tensor], shapes: Sequence[Shape], images: Sequence[ImagePlan]) -> VisionTokens:
+        """The tokens [t, C] of all views of a batch, in order, and their shapes -> one sequence per image."""
+        packer: Packer | None = self.packer
+        sequences: list[Tensor] = []
+        first = 0
+        for image in images:
+            mine = slice(first, first + image.count)
+            first += image.count
+            if packer is None:
+                sequences.append(torch.cat(list(tokens[mine])))
+            else:
+                sequences.append(packer(tokens[mine], shapes[mine], image))
+        return VisionTokens(torch.cat(sequences), tuple(len(one) for one in sequences))
 
-    def tokens_per_image(self, views: Sequence[Sequence[Shape]]) -> int:
-        """Visual tokens of one image from its views, each given as one shape per encoder."""
-        return sum(self.shape(shapes).tokens for shapes in views)
+    def runs(self, shapes: Sequence[Shape], image: ImagePlan) -> list[Shape]:
+        """The shapes of an image's token runs, from those of its views: one in all if there is a packer."""
+        if self.packer is None:
+            return list(shapes)
+        return [Shape(self.packer.count(shapes, image), shapes[0].width)]
 
     def attach(self, llm: nn.Module) -> None:
+        """Put what the connector owns into the LLM; a no-op except for routes inside the LLM."""
         for op in self.ops:
             op.attach(llm)  # type: ignore[operator]
 
     def route(self) -> Route:
+        """Where the tokens go."""
         return self.ops[-1].route()  # type: ignore[operator, no-any-return]
+
+
+def _through(ops: nn.ModuleList | nn.Module, features: Features) -> Features:
+    for op in ops:  # type: ignore[union-attr]
+        features = op(features)
+    return features
+
+
+def _shape(ops: nn.ModuleList | nn.Module, shape: Shape) -> Shape:
+    for op in ops:  # type: ignore[union-attr]
+        shape = op.shape(shape)
+    return shape

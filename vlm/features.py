@@ -50,6 +50,22 @@ class Features:
         """The same features with other tokens; `changes` are further fields to replace."""
         return replace(self, tokens=tokens, **changes)  # type: ignore[arg-type]
 
-    def flat(self) -> Tensor:
-        """All real tokens of all views in order, [sum of T, C]: what a sequence route scatters."""
-        return self.tokens.flatten(0, 1) if self.mask is None else self.tokens[self.mask]
+    def rows(self) -> list[Tensor]:
+        """The real tokens of each view, N tensors [t, C]."""
+        if self.mask is None:
+            return list(self.tokens.unbind(0))
+        return [tokens[real] for tokens, real in zip(self.tokens, self.mask, strict=True)]
+
+
+@dataclass(frozen=True)
+class VisionTokens:
+    """All visual tokens of a batch, one image after the other: what a route takes. Images may differ in length."""
+
+    tokens: Tensor
+    """[K, C], in the LLM's width."""
+    counts: tuple[int, ...]
+    """Tokens of each image; they add up to K."""
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or sum(self.counts) != len(self.tokens):
+            raise RuntimeError(f"visual tokens {tuple(self.tokens.shape)} for images with {list(self.counts)} tokens")

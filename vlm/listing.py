@@ -13,6 +13,7 @@ _PARTS = {
     "encoders": registry.encoders,
     "connectors": registry.connectors,
     "merges": registry.merges,
+    "packers": registry.packers,
     "views": registry.views,
     "sources": registry.sources,
     "objectives": registry.objectives,

@@ -59,11 +59,11 @@ def _dtype(spec: LlmSpec) -> Any:
 
 
 def _check_vocabulary(llm: nn.Module, tokenizer: Any) -> None:
-    """The image mark may lie beyond the embedding, since it is never looked up; nothing else may."""
-    from vlm.sample import IMAGE_MARK
+    """`PLACEHOLDER` may lie beyond the embedding, since it is never looked up; nothing else may."""
+    from vlm.sample import PLACEHOLDER
 
     rows = embedding(llm).num_embeddings
-    beyond = [word for word, number in tokenizer.get_vocab().items() if number >= rows and word != IMAGE_MARK]
+    beyond = [word for word, number in tokenizer.get_vocab().items() if number >= rows and word != PLACEHOLDER]
     if beyond:
         problem = (
             f"{rows} rows are fewer than the tokenizer's {len(tokenizer)} tokens (first without a row: {beyond[0]!r})"

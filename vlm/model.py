@@ -16,9 +16,10 @@ from vlm.chat import ChatFormat
 from vlm.connector import Chain
 from vlm.data import DataError
 from vlm.encoder import Encoder
-from vlm.features import Features
+from vlm.features import Features, Shape, VisionTokens
 from vlm.generation import generate
 from vlm.images import ImageError, ImageLike
+from vlm.layout import Layout
 from vlm.processor import Example, Processor, SampleError
 from vlm.sample import Batch, Sample, ask
 from vlm.saving import save
@@ -48,6 +49,7 @@ class VLM(nn.Module):
         llm: a Hugging Face causal LM.
         tokenizer: its tokenizer with a chat template (see `vlm.tokenizers.load_tokenizer`).
         views: the view policy.
+        layout: what stands around an image's tokens in the text.
         spec: the resolved model part of the recipe, which a saved model carries.
     """
 
@@ -59,6 +61,7 @@ class VLM(nn.Module):
         llm: nn.Module,
         tokenizer: Any,
         views: Views,
+        layout: Layout,
         spec: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -67,6 +70,7 @@ class VLM(nn.Module):
         self.llm = llm
         self.tokenizer = tokenizer
         self.views = views
+        self.layout = layout
         self.spec = spec
         connector.attach(llm)
 
@@ -82,7 +86,8 @@ class VLM(nn.Module):
             encoders,
             self.connector,
             views=self.views,
-            chat=ChatFormat(self.tokenizer, stop_ids),
+            layout=self.layout,
+            chat=ChatFormat(self.tokenizer, stop_ids, self.layout.joint),
             max_length=context or 1_000_000,
         )
 
@@ -95,46 +100,57 @@ class VLM(nn.Module):
         encoders = {f"encoders.{number}": encoder for number, encoder in enumerate(self.encoders)}
         return {**encoders, "connector": self.connector, "llm": self.llm}
 
-    def encode(self, batch: Batch) -> Features | None:
-        """Pixels -> visual tokens [N, T, C] as the route takes them; None for a batch without images.
+    def encode(self, batch: Batch) -> VisionTokens | None:
+        """Pixels -> the visual tokens of all images as the route takes them; None for a batch without images.
 
-        An encoder whose parameters are all frozen keeps no graph.
+        Views of one size are encoded together, so nothing is padded. An encoder whose parameters are all frozen keeps
+        no graph.
         """
-        if not len(batch.views):
+        if not batch.images:
             return None
-        features = []
-        for encoder, pixels in zip(self.encoders, batch.pixels, strict=True):
-            parameters = list(encoder.parameters())
-            trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-            with torch.set_grad_enabled(trains):
-                features.append(encoder(pixels.to(parameters[0].dtype) if parameters else pixels))
-        return self.connector(features)  # type: ignore[no-any-return]
+        tokens: dict[int, Tensor] = {}
+        shapes: dict[int, Shape] = {}
+        for group in batch.groups:
+            features = self.connector(
+                [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)]
+            )
+            numbers = group.index.tolist()
+            tokens |= zip(numbers, features.rows(), strict=True)
+            shapes |= {n: Shape(len(tokens[n]), features.width, features.grid) for n in numbers}
+        order = sorted(tokens)
+        return self.connector.pack([tokens[n] for n in order], [shapes[n] for n in order], batch.images)
 
-    def inputs(self, batch: Batch, features: Features | None = None) -> dict[str, Any]:
+    def _features(self, encoder: nn.Module, pixels: Tensor) -> Features:
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters())
+        like = next(encoder.parameters(), llms.embedding(self.llm).weight)  # raw patches have no parameters
+        with torch.set_grad_enabled(trains):
+            return encoder(pixels.to(like.dtype))  # type: ignore[no-any-return]
+
+    def inputs(self, batch: Batch, vision: VisionTokens | None = None) -> dict[str, Any]:
         """Keywords for the LLM's forward: embeddings with the visual tokens in place, mask and route's own.
 
         Args:
             batch: from this model's processor.
-            features: `encode(batch)`, if already at hand.
+            vision: `encode(batch)`, if already at hand.
         """
-        features = self.encode(batch) if features is None else features
+        vision = self.encode(batch) if vision is None else vision
         ids = batch.input_ids.masked_fill(batch.owner >= 0, 0)  # a placeholder's id may lie beyond the vocabulary
         embeds = llms.embedding(self.llm)(ids)
         extra: dict[str, Any] = {}
-        if features is not None:
-            embeds, extra = self.connector.route().apply(embeds, features, batch.places)
+        if vision is not None:
+            embeds, extra = self.connector.route().apply(embeds, vision, batch.places)
         return {"inputs_embeds": embeds, "attention_mask": batch.attention_mask, **extra}
 
-    def forward(self, batch: Batch, features: Features | None = None, **options: Any) -> Any:
+    def forward(self, batch: Batch, vision: VisionTokens | None = None, **options: Any) -> Any:
         """Logits [B, T, V] (in a transformers output) for every position of the batch.
 
         Args:
             batch: from this model's processor.
-            features: `encode(batch)`, if already at hand.
+            vision: `encode(batch)`, if already at hand.
             options: further keywords for the LLM's forward (`use_cache`, `logits_to_keep`, ...).
         """
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.llm(**self.inputs(batch, features), position_ids=positions, **options)
+        return self.llm(**self.inputs(batch, vision), position_ids=positions, **options)
 
     def generate(self, batch: Batch, *, max_new_tokens: int = 64, **options: Any) -> Tensor:
         """Answer ids [B, at most max_new_tokens], padded on the right; greedy unless `options` say otherwise.

@@ -61,13 +61,11 @@ def plan(source: Source, overrides: Sequence[str] = (), *, images: Sequence[str]
     """
     recipe, model = blueprint(source, overrides)
     sizes = _sizes(model, images)
-    tokens = {name: model.processor.tokens(*size) for name, size in sizes.items()}
-    route = model.connector.route()
     return Plan(
         parameters={part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()},
         stages=_trainable(recipe, model),
-        tokens=tokens,
-        positions={name: route.placeholders(count) for name, count in tokens.items()},
+        tokens={name: model.processor.tokens(*size) for name, size in sizes.items()},
+        positions={name: model.processor.positions(*size) for name, size in sizes.items()},
     )
 
 

@@ -13,9 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from vlm.chat import ChatFormat
 from vlm.connector import Chain
 from vlm.encoder import Encoder
+from vlm.errors import ConfigError
+from vlm.features import Shape
 from vlm.images import ImageLike, open_image
-from vlm.sample import Batch, Sample
-from vlm.views import View, Views
+from vlm.layout import Layout, Piece
+from vlm.packer import ImagePlan
+from vlm.sample import Batch, Sample, ViewGroup
+from vlm.views import Views, render
 
 
 class SampleError(ValueError):
@@ -24,7 +28,7 @@ class SampleError(ValueError):
 
 @dataclass
 class Example:
-    """One encoded sample. Letters: T positions, I its images, N its views."""
+    """One encoded sample. Letters: T positions, N views over all its images."""
 
     input_ids: Tensor
     """long [T]."""
@@ -34,10 +38,10 @@ class Example:
     """long [T]: number of the sample's image that a placeholder stands for, -1 for text."""
     seen: Tensor
     """long [T]: number of the sample's last image so far, -1 before the first."""
-    pixels: list[Tensor]
-    """[N, 3, H, W] per encoder."""
-    views: list[int]
-    """Views of each image."""
+    images: list[ImagePlan]
+    """How each image is shown."""
+    pixels: list[list[Tensor]]
+    """N lists with one [3, H, W] per encoder."""
     id: str = ""
     targets: dict[str, list[int]] = field(default_factory=dict)
 
@@ -56,16 +60,25 @@ class Processor:
         encoders: the model's encoders; only what they say of sizes is used.
         connector: the model's connector; only its token arithmetic is used.
         views: the model's view policy.
+        layout: what stands around an image's tokens.
         chat: how turns become token ids.
         max_length: the LLM's context in positions.
     """
 
     def __init__(
-        self, encoders: Sequence[Encoder], connector: Chain, *, views: Views, chat: ChatFormat, max_length: int
+        self,
+        encoders: Sequence[Encoder],
+        connector: Chain,
+        *,
+        views: Views,
+        layout: Layout,
+        chat: ChatFormat,
+        max_length: int,
     ) -> None:
         self._encoders: list[Encoder] = [skeleton(encoder) for encoder in encoders]
         self._connector: Chain = skeleton(connector)
         self.views = views
+        self.layout = layout
         self.chat = chat
         self.max_length = max_length
 
@@ -73,60 +86,80 @@ class Processor:
         """Samples -> one batch; `side` is where shorter ones are padded (left to be continued)."""
         return self.collate([self.encode(sample) for sample in samples], side=side)
 
-    def plan(self, height: int, width: int) -> list[list[View]]:
-        """Per encoder the views of an image of that size in pixels."""
-        return [self.views.plan((height, width), encoder.image.size) for encoder in self._encoders]
+    def plan(self, height: int, width: int, *, images: int = 1) -> ImagePlan:
+        """The views of an image of that size in pixels, in a sample of so many `images`.
+
+        Raises:
+            ConfigError: the view policy refuses the size, or plans other views for one encoder than for another.
+        """
+        policy = self.views.among(images)
+        views = tuple(tuple(policy.plan((height, width), encoder.image.size)) for encoder in self._encoders)
+        if len({len(own) for own in views}) != 1:
+            counts = [len(own) for own in views]
+            raise ConfigError(f"encoders of different sizes get {counts} views of one image; they must agree")
+        return ImagePlan((height, width), views)
+
+    def shapes(self, image: ImagePlan) -> list[Shape]:
+        """The shape of each view's tokens in the LLM."""
+        pairs = zip(*image.views, strict=True)
+        return [
+            self._connector.shape(
+                [encoder.shape(view.size) for encoder, view in zip(self._encoders, views, strict=True)]
+            )
+            for views in pairs
+        ]
+
+    def render(self, image: ImagePlan, number: int = 0) -> tuple[Piece, ...]:
+        """The image in the text: tags, and runs of as many placeholders as the route gives them."""
+        runs = self._connector.runs(self.shapes(image), image)
+        route = self._connector.route()
+        pieces = self.layout.render(number, image.size, image.views[0], runs)
+        return tuple(piece if isinstance(piece, str) else route.placeholders(piece) for piece in pieces)
 
     def seen(self, image: ImageLike) -> list[list[Image.Image]]:
         """Per encoder the views of an image as that encoder sees them, in colours again."""
         opened = open_image(image)
-        plans = self.plan(opened.height, opened.width)
+        plan = self.plan(opened.height, opened.width)
         return [
-            [encoder.image.denormalise(view.render(opened, encoder.image)) for view in plan]
-            for encoder, plan in zip(self._encoders, plans, strict=True)
+            [encoder.image.denormalise(pixels) for pixels in render(views, opened, encoder.image)]
+            for encoder, views in zip(self._encoders, plan.views, strict=True)
         ]
 
     def tokens(self, height: int, width: int) -> int:
         """Visual tokens of an image of that size."""
-        return self._count(self.plan(height, width))
+        image = self.plan(height, width)
+        return sum(run.tokens for run in self._connector.runs(self.shapes(image), image))
+
+    def positions(self, height: int, width: int) -> int:
+        """Placeholders that an image of that size takes in the LLM's sequence."""
+        return sum(piece for piece in self.render(self.plan(height, width)) if isinstance(piece, int))
 
     def encode(self, sample: Sample) -> Example:
         """One sample as tensors.
 
         Raises:
             ImageError: an image cannot be opened.
-            SampleError: marks and images differ in number, or the sample is longer than the LLM's context.
+            SampleError: marks and images differ in number, an image has a size that the view policy refuses, or the
+                sample is longer than the LLM's context. It is refused whole: nothing is cut off.
         """
-        images = [open_image(image) for image in sample.images]
-        plans = [self.plan(image.height, image.width) for image in images]
-        tokens = [self._connector.route().placeholders(self._count(plan)) for plan in plans]
+        opened = [open_image(image) for image in sample.images]
         try:
-            text = self.chat.encode(sample.turns, tokens)
+            images = [self.plan(image.height, image.width, images=len(opened)) for image in opened]
+            text = self.chat.encode(sample.turns, [self.render(image, number) for number, image in enumerate(images)])
         except ValueError as error:
             raise SampleError(f"sample {sample.id or '(no id)'}: {error}") from error
         if len(text.input_ids) > self.max_length:
-            long = f"{len(text.input_ids)} positions ({sum(tokens)} for {len(images)} images)"
+            visual = int((text.owner >= 0).sum())
+            long = f"{len(text.input_ids)} positions ({visual} for {len(images)} images)"
             raise SampleError(f"sample {sample.id or '(no id)'}: {long}, but the LLM's context is {self.max_length}")
-        pixels = [
-            torch.stack(
-                [
-                    view.render(image, encoder.image)
-                    for image, plan in zip(images, plans, strict=True)
-                    for view in plan[n]
-                ]
-            )
-            if images
-            else torch.empty(0, 3, *encoder.image.size)
-            for n, encoder in enumerate(self._encoders)
-        ]
-        views = [len(plan[0]) for plan in plans]
-        return Example(text.input_ids, text.labels, text.owner, text.seen, pixels, views, sample.id, sample.targets)
+        pixels = [views for image, plan in zip(opened, images, strict=True) for views in self._pixels(image, plan)]
+        return Example(text.input_ids, text.labels, text.owner, text.seen, images, pixels, sample.id, sample.targets)
 
     def collate(self, examples: Sequence[Example], *, side: Literal["left", "right"] = "right") -> Batch:
         """Encoded samples -> one batch, padded on `side`; image numbers become flat over the batch."""
         first = [0]
         for example in examples:
-            first.append(first[-1] + len(example.views))
+            first.append(first[-1] + len(example.images))
         owner = [_shifted(example.owner, start) for example, start in zip(examples, first, strict=False)]
         seen = [_shifted(example.seen, start) for example, start in zip(examples, first, strict=False)]
         ids = [example.input_ids for example in examples]
@@ -135,22 +168,34 @@ class Processor:
             attention_mask=_pad([torch.ones_like(one) for one in ids], 0, side),
             owner=_pad(owner, -1, side),
             seen=_pad(seen, -1, side),
-            views=torch.tensor([count for example in examples for count in example.views], dtype=torch.long),
-            rows=torch.tensor([row for row, example in enumerate(examples) for _ in example.views], dtype=torch.long),
-            pixels=[torch.cat([example.pixels[n] for example in examples]) for n in range(len(self._encoders))],
+            rows=torch.tensor([row for row, example in enumerate(examples) for _ in example.images], dtype=torch.long),
+            images=[image for example in examples for image in example.images],
+            groups=_grouped([views for example in examples for views in example.pixels]),
             labels=_pad([example.labels for example in examples], -100, side),
             ids=[example.id for example in examples],
             targets=_stack_targets(examples),
         )
 
-    def _count(self, plan: list[list[View]]) -> int:
-        counts = {len(views) for views in plan}
-        if len(counts) != 1:
-            raise SampleError(f"encoders of different sizes get {sorted(counts)} views of one image; they must agree")
-        shapes = [
-            [encoder.shape(view.size) for view in views] for encoder, views in zip(self._encoders, plan, strict=True)
+    def _pixels(self, image: Image.Image, plan: ImagePlan) -> list[list[Tensor]]:
+        """Per view one [3, H, W] per encoder."""
+        rendered = [
+            render(views, image, encoder.image) for encoder, views in zip(self._encoders, plan.views, strict=True)
         ]
-        return self._connector.tokens_per_image(list(zip(*shapes, strict=True)))
+        return [list(views) for views in zip(*rendered, strict=True)]
+
+
+def _grouped(views: Sequence[Sequence[Tensor]]) -> list[ViewGroup]:
+    """Views whose sizes are equal for all encoders make one group."""
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, pixels in enumerate(views):
+        groups.setdefault(tuple(one.shape for one in pixels), []).append(number)
+    return [
+        ViewGroup(
+            torch.tensor(numbers),
+            [torch.stack(same) for same in zip(*(views[number] for number in numbers), strict=True)],
+        )
+        for numbers in groups.values()
+    ]
 
 
 def _shifted(numbers: Tensor, start: int) -> Tensor:

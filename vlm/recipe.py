@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from vlm import registry
 from vlm.errors import ConfigError, Problem, join, unknown
+from vlm.layout import Layout
 from vlm.schema import check_options, validate
 
 T = TypeVar("T", bound=BaseModel)
@@ -67,14 +68,30 @@ class LlmSpec(_Strict):
     """`auto` is the weights' own, float32 for random weights."""
 
 
+class EncoderSpec(PartSpec):
+    """An encoder, and what its features pass before they meet those of other encoders."""
+
+    adapter: Annotated[list[Part], BeforeValidator(_as_list)] = []
+    """Connector ops of this encoder alone, applied in order before the merge."""
+
+
+Encoders = Annotated[
+    list[Annotated[EncoderSpec, BeforeValidator(_bare_word)]], BeforeValidator(_as_list), Field(min_length=1)
+]
+
+
 class ModelSpec(_Strict):
     """Which parts make the model."""
 
-    encoders: Parts
+    encoders: Encoders
     merge: Part | None = None
     """How several encoders' features become one; needed with two or more."""
     views: Part = PartSpec(name="squash")
     connector: Parts
+    packer: Part | None = None
+    """How the tokens of an image's views become one sequence, where they are not just put side by side."""
+    layout: Layout = Layout()
+    """What stands around an image's tokens in the text."""
     llm: LlmSpec
 
 
@@ -285,17 +302,26 @@ def _attempt(schema: type[T], values: Any) -> tuple[T | None, list[Problem]]:
 
 
 def _options(node: dict[str, Any]) -> dict[str, Any]:
-    """`out_width` is the kit's to give, but an op in the middle of a chain may be told; `weight` is the mixture's."""
-    return {key: value for key, value in node.items() if key not in ("name", "out_width", "weight")}
+    """`out_width` is the kit's to give, but an op in the middle of a chain may be told; `weight` is the mixture's,
+    `adapter` a list of parts itself."""
+    return {key: value for key, value in node.items() if key not in ("name", "out_width", "weight", "adapter")}
 
 
 def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, registry.Registry[Any], dict[str, Any]]]:
     """(place, registry, node) of every part that is well-formed enough to be looked at."""
     model = raw.get("model")
     model = model if isinstance(model, dict) else {}
-    slots = [("encoders", registry.encoders), ("merge", registry.merges), ("views", registry.views)]
-    for key, kind in [*slots, ("connector", registry.connectors)]:
+    slots = {
+        "encoders": registry.encoders,
+        "merge": registry.merges,
+        "views": registry.views,
+        "connector": registry.connectors,
+        "packer": registry.packers,
+    }
+    for key, kind in slots.items():
         yield from _listed(model.get(key), join("model", key), kind)
+    for place, _, encoder in _listed(model.get("encoders"), "model.encoders", registry.encoders):
+        yield from _listed(encoder.get("adapter"), join(place, "adapter"), registry.connectors)
     stages = raw.get("stages")
     for number, stage in enumerate(stages if isinstance(stages, list) else []):
         if isinstance(stage, dict):

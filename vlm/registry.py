@@ -121,6 +121,7 @@ connectors: Registry[Any] = Registry(
         "cross_attention": "vlm.connectors.cross_attention:CrossAttention",
     },
 )
+packers: Registry[Any] = Registry("packer", "vlm.packer:Packer", {})
 sources: Registry[Any] = Registry(
     "data source",
     "vlm.data:Source",

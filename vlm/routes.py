@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlm.features import Features
+from vlm.features import VisionTokens
 
 
 class Route(ABC):
-    """Letters: B samples, T text positions, C the LLM's width, I images of the batch, N views, t tokens of a view."""
+    """Letters: B samples, T text positions, C the LLM's width, I images of the batch."""
 
     @abstractmethod
     def placeholders(self, tokens: int) -> int:
-        """Positions that an image of `tokens` visual tokens takes in the text."""
+        """Positions that `tokens` visual tokens take in the text."""
 
     @abstractmethod
-    def apply(self, embeds: Tensor, features: Features, places: "Places") -> tuple[Tensor, dict[str, Any]]:
-        """Text embeddings [B, T, C] and image features -> embeddings [B, T, C] and keywords for the LLM's forward."""
+    def apply(self, embeds: Tensor, vision: VisionTokens, places: "Places") -> tuple[Tensor, dict[str, Any]]:
+        """Text embeddings [B, T, C] and visual tokens -> embeddings [B, T, C] and keywords for the LLM's forward."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class Places:
     """long [B, T]: the flat index (over the batch) of the image that a placeholder stands for; -1 for text."""
     seen: Tensor
     """long [B, T]: the flat index of the last image at or before a position; -1 before the sample's first."""
-    views: Tensor
-    """long [I]: number of views of each image of the batch, in order."""
     rows: Tensor
     """long [I]: the sample that each image belongs to."""
 
@@ -47,36 +45,20 @@ class SequenceRoute(Route):
     def placeholders(self, tokens: int) -> int:
         return tokens
 
-    def apply(self, embeds: Tensor, features: Features, places: Places) -> tuple[Tensor, dict[str, Any]]:
+    def apply(self, embeds: Tensor, vision: VisionTokens, places: Places) -> tuple[Tensor, dict[str, Any]]:
         """Scatter all tokens at the placeholders.
 
         Raises:
-            RuntimeError: the two counts differ, in total or for an image.
+            RuntimeError: the two counts differ for an image.
         """
         where = places.owner >= 0
-        _check_counts(features, places)
-        tokens = features.flat().to(embeds.dtype)
-        return embeds.masked_scatter(where[..., None], tokens), {}
-
-
-def _check_counts(features: Features, places: Places) -> None:
-    images = len(places.views)
-    wanted = torch.bincount(places.owner[places.owner >= 0], minlength=images)
-    image_of_view = torch.arange(images, device=places.views.device).repeat_interleave(places.views)
-    tokens = features.tokens
-    per_view = (
-        torch.full((tokens.shape[0],), tokens.shape[1], device=tokens.device)
-        if features.mask is None
-        else features.mask.sum(1)
-    )
-    if len(image_of_view) != len(per_view):
-        raise RuntimeError(f"features of {len(per_view)} views for images with {places.views.tolist()} views")
-    given = torch.zeros(images, dtype=per_view.dtype, device=tokens.device).index_add(0, image_of_view, per_view)
-    if not torch.equal(wanted, given):
-        raise RuntimeError(
-            f"placeholders and visual tokens differ: {wanted.tolist()} placeholders for images with "
-            f"{given.tolist()} tokens; make the batch with this model's own processor"
-        )
+        wanted = torch.bincount(places.owner[where], minlength=len(places.rows)).tolist()
+        if wanted != list(vision.counts):
+            raise RuntimeError(
+                f"placeholders and visual tokens differ: {wanted} placeholders for images with "
+                f"{list(vision.counts)} tokens; make the batch with this model's own processor"
+            )
+        return embeds.masked_scatter(where[..., None], vision.tokens.to(embeds.dtype)), {}
 
 
 @dataclass
@@ -119,16 +101,12 @@ class AttentionRoute(Route):
     def placeholders(self, tokens: int) -> int:
         return 0
 
-    def apply(self, embeds: Tensor, features: Features, places: Places) -> tuple[Tensor, dict[str, Any]]:
+    def apply(self, embeds: Tensor, vision: VisionTokens, places: Places) -> tuple[Tensor, dict[str, Any]]:
         """The embeddings as they are, and the stream for the blocks: all tokens of a sample side by side."""
-        images = torch.arange(len(places.views), device=embeds.device).repeat_interleave(places.views)
-        tokens, owners = [], []
-        for row in range(len(embeds)):
-            mine = (places.rows[images] == row).nonzero()[:, 0]
-            part = features.tokens[mine]
-            real = torch.ones_like(part[..., 0], dtype=torch.bool) if features.mask is None else features.mask[mine]
-            tokens.append(part[real])
-            owners.append(images[mine, None].expand(real.shape)[real])
-        padded = pad_sequence(tokens, batch_first=True)
-        image = pad_sequence(owners, batch_first=True, padding_value=-1)
+        counts = torch.tensor(vision.counts, device=embeds.device)
+        owners = torch.arange(len(counts), device=embeds.device).repeat_interleave(counts)  # [K]
+        rows = places.rows[owners]
+        mine = [rows == row for row in range(len(embeds))]
+        padded = pad_sequence([vision.tokens[own] for own in mine], batch_first=True)
+        image = pad_sequence([owners[own] for own in mine], batch_first=True, padding_value=-1)
         return embeds, {"vision": VisionStream(padded, image, places.seen)}

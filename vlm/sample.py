@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from vlm.images import ImageLike
+from vlm.packer import ImagePlan
 from vlm.routes import Places
 
 IMAGE_MARK = "<image>"
 """Stands for one image in a turn's text; a sample whose turns have none gets its images in front of the first one."""
+
+PLACEHOLDER = "<|image_token|>"
+"""The token that stands for visual tokens in the text; one of each tokenizer's that the kit loads, never looked up."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -51,23 +55,33 @@ def ask(text: str, images: Sequence[ImageLike] = (), **fields: Any) -> Sample:
 
 
 @dataclass
+class ViewGroup:
+    """Views of one size, which are encoded in one call. Letters: n views of the group."""
+
+    index: Tensor
+    """long [n]: which of the batch's views they are."""
+    pixels: list[Tensor]
+    """One float32 [n, 3, H, W] per encoder, each in that encoder's own size and normalisation."""
+
+
+@dataclass
 class Batch:
     """Tensors of B samples, T positions, I images, N views (over all images); made by `Processor`."""
 
     input_ids: Tensor
-    """long [B, T]; at placeholders the id of the image mark, which is never looked up."""
+    """long [B, T]; at placeholders the id of `PLACEHOLDER`, which is never looked up."""
     attention_mask: Tensor
     """long [B, T]: 1 where a position is real."""
     owner: Tensor
     """long [B, T]; see `Places`."""
     seen: Tensor
     """long [B, T]; see `Places`."""
-    views: Tensor
-    """long [I]; see `Places`."""
     rows: Tensor
     """long [I]; see `Places`."""
-    pixels: list[Tensor]
-    """One float32 [N, 3, H, W] per encoder, each in that encoder's own size and normalisation."""
+    images: list[ImagePlan]
+    """How each of the I images is shown."""
+    groups: list[ViewGroup]
+    """The N views, those of one size together."""
     labels: Tensor | None = None
     """long [B, T]: the id where the assistant speaks, -100 elsewhere (not shifted)."""
     ids: list[str] = field(default_factory=list)
@@ -76,7 +90,7 @@ class Batch:
 
     @property
     def places(self) -> Places:
-        return Places(self.owner, self.seen, self.views, self.rows)
+        return Places(self.owner, self.seen, self.rows)
 
     @property
     def supervised(self) -> int:
@@ -98,6 +112,8 @@ class Batch:
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return change(value)
+            if isinstance(value, ViewGroup):
+                return ViewGroup(change(value.index), moved(value.pixels))
             if isinstance(value, dict):
                 return {key: moved(item) for key, item in value.items()}
             return [moved(item) for item in value] if isinstance(value, list) else value

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import ConfigError, Problem, choices
-from vlm.sample import IMAGE_MARK
+from vlm.sample import PLACEHOLDER
 
 PAD, START, END, USER, ASSISTANT = "<|pad|>", "<|start|>", "<|end|>", "<|user|>", "<|assistant|>"
 
@@ -42,7 +42,7 @@ def bytes_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = [PAD, START, END, USER, ASSISTANT, IMAGE_MARK]
+    special = [PAD, START, END, USER, ASSISTANT, PLACEHOLDER]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -53,14 +53,14 @@ def bytes_tokenizer() -> Any:
         pad_token=PAD,
         bos_token=START,
         eos_token=END,
-        extra_special_tokens=[USER, ASSISTANT, IMAGE_MARK],
+        extra_special_tokens=[USER, ASSISTANT, PLACEHOLDER],
         chat_template=CHAT_TEMPLATES["short"],
         clean_up_tokenization_spaces=False,
     )
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
-    """The tokenizer `name` (`bytes`, a hub id or a folder) with a chat template, an image mark and a padding token.
+    """The tokenizer `name` (`bytes`, a hub id or a folder) with a chat template, `PLACEHOLDER` and a padding token.
 
     Args:
         name: where it is.
@@ -75,8 +75,8 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
         tokenizer.chat_template = _template(chat_template)
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATES["plain"]
-    if IMAGE_MARK not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_MARK]}, replace_extra_special_tokens=False)
+    if PLACEHOLDER not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"extra_special_tokens": [PLACEHOLDER]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import vlm
 from tests.conftest import LLAMA, perturb, picture, toy_recipe
 from vlm.errors import ConfigError
+from vlm.features import VisionTokens
 from vlm.sample import Sample, Turn, ask
 
 BLOCK = {"name": "cross_attention", "every": 2}
@@ -113,9 +114,9 @@ def test_block_equals_the_equations() -> None:
     block = op.blocks[0].double()
     turns = [Turn("user", "a <image> b <image> c")]
     batch = model.processor([Sample(turns, [picture(1), picture(2)])])
-    tokens = op(model.encoders[0](batch.pixels[0])).tokens.double()  # [2 images, t, C]
+    tokens = op(model.encoders[0](batch.groups[0].pixels[0])).tokens.double()  # [2 images, t, C]
     hidden = torch.randn(1, batch.input_ids.shape[1], 32, dtype=torch.double)
-    _, extra = op.route().apply(hidden, vlm.Features(tokens), batch.places)
+    _, extra = op.route().apply(hidden, VisionTokens(tokens.flatten(0, 1), (len(tokens[0]),) * 2), batch.places)
     found = op._look(0, hidden, extra["vision"])[0]
     for position, image in enumerate(batch.seen[0].tolist()):
         x = hidden[0, position]

@@ -66,7 +66,7 @@ def _kit_name(name: str) -> str:
 def reference_logits(reference: Any, batch: Any) -> torch.Tensor:
     """The reference with the same ids (its image token at the placeholders) and the same pixels."""
     ids = batch.input_ids.masked_fill(batch.owner >= 0, 5)
-    return reference(input_ids=ids, attention_mask=batch.attention_mask, pixel_values=batch.pixels[0]).logits
+    return reference(input_ids=ids, attention_mask=batch.attention_mask, pixel_values=batch.groups[0].pixels[0]).logits
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -78,7 +78,7 @@ def test_logits_equal_the_reference(name: str) -> None:
     wanted, found = reference_logits(reference, batch), model(batch).logits
     real = batch.attention_mask.bool()
     assert (found[real] - wanted[real]).abs().max() <= 1e-4
-    batch.pixels[0] = model.processor([ask("x", [picture(7)]), ask("x", [picture(8)])]).pixels[0]
+    batch.groups = model.processor([ask("x", [picture(7)]), ask("x", [picture(8)])]).groups
     assert (model(batch).logits[real] - found[real]).abs().max() > 1e-2, "the image is ignored"
 
 
@@ -91,7 +91,7 @@ def test_greedy_generation_equals_the_reference(name: str) -> None:
     wanted = reference.generate(
         input_ids=ids,
         attention_mask=batch.attention_mask,
-        pixel_values=batch.pixels[0],
+        pixel_values=batch.groups[0].pixels[0],
         max_new_tokens=8,
         do_sample=False,
         eos_token_id=model.processor.chat.stop_ids,

@@ -54,7 +54,7 @@ def test_question_ends_with_the_prompt_for_an_answer() -> None:
 
 def test_placeholders_are_expanded_where_the_marks_stand() -> None:
     form = chat("short")
-    encoded = form.encode([Turn("user", f"a{IMAGE_MARK}b{IMAGE_MARK}c"), Turn("assistant", "x")], [3, 2])
+    encoded = form.encode([Turn("user", f"a{IMAGE_MARK}b{IMAGE_MARK}c"), Turn("assistant", "x")], [[3], [2]])
     text = "".join(
         "#" if owner >= 0 else form.tokenizer.decode([token])
         for token, owner in zip(encoded.input_ids, encoded.owner, strict=True)
@@ -62,7 +62,7 @@ def test_placeholders_are_expanded_where_the_marks_stand() -> None:
     assert text == "<|start|><|user|>a###b##c<|assistant|>x<|end|>"
     assert encoded.owner.tolist() == [-1] * 3 + [0] * 3 + [-1] + [1] * 2 + [-1] * 4
     assert encoded.seen.tolist() == [-1] * 3 + [0] * 4 + [1] * 6
-    none = form.encode([Turn("user", f"a{IMAGE_MARK}b{IMAGE_MARK}c"), Turn("assistant", "x")], [0, 0])
+    none = form.encode([Turn("user", f"a{IMAGE_MARK}b{IMAGE_MARK}c"), Turn("assistant", "x")], [[0], [0]])
     assert form.tokenizer.decode(none.input_ids) == "<|start|><|user|>abc<|assistant|>x<|end|>"
     assert none.seen.tolist() == [-1, -1, -1, 0, 1, 1, 1, 1]
 

@@ -63,11 +63,11 @@ def test_folder_gives_weights_precision_tokenizer_and_template(folder: Path, tmp
         assert torch.equal(loaded(batch).logits, model(batch).logits)
 
 
-def test_image_mark_needs_no_row_in_the_embedding(folder: Path) -> None:
-    """The mark is added to the tokenizer beyond the vocabulary; the weights' own embedding stays as it is."""
+def test_placeholder_needs_no_row_in_the_embedding(folder: Path) -> None:
+    """It is added to the tokenizer beyond the vocabulary; the weights' own embedding stays as it is."""
     model = vlm.assemble(toy_recipe(llm={"weights": str(folder)}))
     rows = model.llm.get_input_embeddings().num_embeddings
-    assert model.processor.chat.image_id >= rows == 259
+    assert model.processor.chat.placeholder_id >= rows == 259
     assert isinstance(model.ask(picture(1), "What?", max_new_tokens=4), str)
 
 
@@ -126,7 +126,7 @@ def test_both_encoder_and_llm_from_folders_as_in_a_real_recipe(folder: Path, tmp
         }
     }
     model = vlm.assemble(recipe)
-    pixels = model.processor([ask("x", [picture(1)])]).pixels[0]
+    pixels = model.processor([ask("x", [picture(1)])]).groups[0].pixels[0]
     with torch.no_grad():
         wanted = tower(pixel_values=pixels).last_hidden_state
         assert torch.allclose(model.encoders[0](pixels).tokens, wanted, atol=1e-6)

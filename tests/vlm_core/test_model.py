@@ -82,12 +82,13 @@ def test_two_encoders_each_with_its_own_pixels(toy: Callable[..., Any], merge: s
     """SigLIP and SAM as in DeepSeek-VL: sizes, statistics and patch counts of their own; both are looked at."""
     model = toy(encoders=TWO, merge=merge)
     batch = model.processor(MIXED)
-    siglip, sam = batch.pixels
+    (group,) = batch.groups
+    siglip, sam = group.pixels
     assert siglip.shape == (3, 3, 32, 32)
     assert sam.shape == (3, 3, 64, 64)
     specs = [encoder.image for encoder in model.encoders]
     assert specs[0].mean != specs[1].mean
-    for pixels, spec in zip(batch.pixels, specs, strict=True):
+    for pixels, spec in zip(group.pixels, specs, strict=True):
         resized = picture(1).resize(spec.size[::-1], Image.Resampling[spec.interpolation.upper()])
         assert torch.equal(pixels[0], spec.normalise(resized))
     tokens = 16 if merge == "channel" else 16 + 64
@@ -95,9 +96,9 @@ def test_two_encoders_each_with_its_own_pixels(toy: Callable[..., Any], merge: s
     assert int((batch.owner >= 0).sum()) == 3 * tokens
     before = model(batch).logits
     for encoder in (0, 1):
-        batch.pixels[encoder] = batch.pixels[encoder] + 0.5
+        group.pixels[encoder] = group.pixels[encoder] + 0.5
         assert (model(batch).logits - before).abs().max() > 1e-4, f"encoder {encoder} is ignored"
-        batch.pixels[encoder] = batch.pixels[encoder] - 0.5
+        group.pixels[encoder] = group.pixels[encoder] - 0.5
 
 
 def test_frozen_encoder_keeps_no_graph(toy: Callable[..., Any]) -> None:
@@ -114,7 +115,7 @@ def test_placeholders_that_do_not_fit_the_features_are_refused(toy: Callable[...
     batch = model.processor(MIXED)
     wrong = toy({"name": "perceiver", "latents": 5}).encode(batch)
     with pytest.raises(RuntimeError, match=r"\[16, 16, 16\] placeholders for images with \[5, 5, 5\] tokens"):
-        model(batch, features=wrong)
+        model(batch, vision=wrong)
 
 
 def test_sample_beyond_the_context_is_refused_by_name() -> None:
