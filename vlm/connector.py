@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Chain(nn.Module):
 
     def pack(self, tokens: Sequence[Tensor], shapes: Sequence[Shape], images: Sequence[ImagePlan]) -> VisionTokens:
         """The tokens [t, C] of all views of a batch, in order, and their shapes -> one sequence per image."""
-        packer: Packer | None = self.packer
+        packer: Any = self.packer
         sequences: list[Tensor] = []
         first = 0
         for image in images:
