@@ -1,81 +1,147 @@
 """`vlm plan`: what a recipe amounts to, before a weight is read."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vlm.assembly import Source, blueprint
-from vlm.images import find_images, open_image
+from vlm.costs import forward_costs
+from vlm.errors import ConfigError, join
+from vlm.images import ImageError
 from vlm.model import VLM
 from vlm.parts import learning_rates
+from vlm.picture_sizes import picture_sizes
+from vlm.plan_sample import ImageCount, PlanSample, choose_samples, count_images
 from vlm.recipe import Recipe
+from vlm.shadow import META
+from vlm.shadow_batch import shadow_batch
+from vlm.stage_plan import StageCost, StagePlanner
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """Counts of one recipe."""
+    """Counts of one recipe: parameters, tokens, FLOPs, bytes."""
 
     parameters: dict[str, int]
     """By part; tied weights count once."""
     stages: dict[str, dict[str, int]]
     """Trainable parameters by stage and part."""
-    tokens: dict[str, int]
-    """Visual tokens by image."""
-    positions: dict[str, int]
-    """Positions that each image takes in the LLM's sequence."""
+    images: dict[str, ImageCount]
+    """Visual tokens and the like by image."""
+    unusable: dict[str, str]
+    """Images that are not counted, and why."""
+    sample: PlanSample | None = None
+    """What FLOPs are counted of: one sample with the middle image."""
+    largest: PlanSample | None = None
+    """What memory is counted of: a micro batch with the largest image that fits into the LLM's context."""
+    forward: dict[str, int] = field(default_factory=dict)
+    """FLOPs of a forward pass of `sample` with all logits, by part."""
+    cache: float = 0.0
+    """Bytes that a visual token takes in the LLM's cache (and the route's own)."""
+    training: dict[str, StageCost] = field(default_factory=dict)
+    """By stage."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be counted, or was counted otherwise than written, and why."""
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Visual tokens by image."""
+        return {name: image.tokens for name, image in self.images.items()}
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Positions that each image takes in the LLM's sequence."""
+        return {name: image.positions for name, image in self.images.items()}
+
+    def cache_of(self, image: ImageCount) -> int:
+        """Bytes that an image takes in the LLM's cache."""
+        return round(self.cache * image.tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data for programs; bytes and FLOPs as whole numbers."""
+        plain = {key: value for key, value in asdict(self).items() if key not in ("images", "cache")}
+        training = {
+            name: {**plain["training"][name], "per_device": cost.per_device(), "stage_flops": cost.stage_flops}
+            for name, cost in self.training.items()
+        }
+        return {
+            **plain,
+            "training": training,
+            "tokens": self.tokens,
+            "positions": self.positions,
+            "views": {name: image.views for name, image in self.images.items()},
+            "cache_bytes": {name: self.cache_of(image) for name, image in self.images.items()},
+        }
 
     def tables(self) -> list[Any]:
         """The plan for a terminal."""
-        from rich.table import Table
+        from vlm.plan_tables import tables
 
-        parts = Table(title="parameters", title_justify="left", title_style="bold")
-        parts.add_column("part")
-        for name in ("all", *self.stages):
-            parts.add_column(name, justify="right")
-        total = {
-            part: [count, *(stage[part] for stage in self.stages.values())] for part, count in self.parameters.items()
-        }
-        for part, counts in total.items():
-            parts.add_row(part, *(_count(count) for count in counts))
-        parts.add_section()
-        parts.add_row("sum", *(_count(sum(column)) for column in zip(*total.values(), strict=True)))
-        images = Table(title="visual tokens", title_justify="left", title_style="bold")
-        images.add_column("image")
-        images.add_column("tokens", justify="right")
-        images.add_column("positions in the sequence", justify="right")
-        for name, tokens in self.tokens.items():
-            images.add_row(name, f"{tokens:,}", f"{self.positions[name]:,}")
-        return [parts, images]
+        return tables(self)
 
 
-def plan(source: Source, overrides: Sequence[str] = (), *, images: Sequence[str] = ()) -> Plan:
-    """Parameters per part and stage, and visual tokens of `images` (or of one of the encoder's own size).
+def plan(
+    source: Source,
+    overrides: Sequence[str] = (),
+    *,
+    images: Sequence[str] = (),
+    per_sample: int = 1,
+    text: int | None = None,
+    devices: int = 1,
+) -> Plan:
+    """Parameters per part and stage, visual tokens, and what the model and each stage cost.
 
-    Nothing but configs is read; everything is built on the meta device.
+    Nothing but configs and the images' headers is read; everything is built and run on the meta device.
+
+    Args:
+        source: the recipe.
+        overrides: changes to it.
+        images: files, folders, globs, or sizes as WIDTHxHEIGHT; one of the encoder's own size if there are none.
+        per_sample: images of a sample; 0 is text alone.
+        text: tokens of a sample's answer; 256, or as many as there is room for, if absent.
+        devices: over which a batch is spread.
 
     Raises:
-        ConfigError: mistakes in the recipe. ImageError: an image that cannot be opened.
+        ConfigError: mistakes in the recipe; more text than fits; a batch that cannot be spread over the devices.
+        ImageError: no image can be used.
     """
     recipe, model = blueprint(source, overrides)
-    sizes = _sizes(model, images)
-    return Plan(
+    _settle(model)
+    counts, unusable = _count(model, images, per_sample)
+    found = Plan(
         parameters={part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()},
         stages=_trainable(recipe, model),
-        tokens={name: model.processor.tokens(*size) for name, size in sizes.items()},
-        positions={name: model.processor.positions(*size) for name, size in sizes.items()},
+        images=counts,
+        unusable=unusable,
     )
+    found.sample, found.largest = choose_samples(model, counts, images=per_sample, text=text)
+    if found.sample is None or found.largest is None:
+        found.notes.append("FLOPs and memory are not counted: no image leaves room for text in the LLM's context")
+        return found
+    _cost(found, recipe, model, StagePlanner(model, found.sample, found.largest, devices))
+    return found
 
 
-def _sizes(model: VLM, images: Sequence[str]) -> dict[str, tuple[int, int]]:
-    if not images:
+def _settle(model: VLM) -> None:
+    """On the meta device entirely, with the attention that `auto` comes to on a GPU."""
+    if not all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        model.to(META)  # some families draw a parameter where torch's default device does not reach
+    model.set_attention(model.attention)  # the LLM's own, in the other parts too
+
+
+def _count(model: VLM, images: Sequence[str], per_sample: int) -> tuple[dict[str, ImageCount], dict[str, str]]:
+    if images:
+        sizes, unusable = picture_sizes(images)
+    else:
         encoder: Any = model.encoders[0]
         height, width = encoder.image.size
-        return {f"{height} x {width} px": (height, width)}
-    opened = {str(path): open_image(path) for path in find_images(images)}
-    return {name: (image.height, image.width) for name, image in opened.items()}
+        sizes, unusable = {f"{width}x{height}": (height, width)}, {}
+    counts, refused = count_images(model, sizes, images=max(per_sample, 1))
+    unusable |= refused
+    if not counts:
+        raise ImageError("\n".join(unusable.values()))
+    return counts, unusable
 
 
 def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
@@ -91,8 +157,28 @@ def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
     return stages
 
 
-def _count(number: int) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.2f} {letter}"
-    return str(number)
+def _cost(found: Plan, recipe: Recipe, model: VLM, planner: StagePlanner) -> None:
+    sample = planner.middle
+    with _noted(found, "the forward pass"):
+        found.forward, whole = forward_costs(model, sample.batch(model))
+        _, alone = forward_costs(model, shadow_batch(model, [], text=sample.text))
+        found.cache = (whole - alone) / sample.tokens if sample.tokens else 0.0
+    for number, stage in enumerate(recipe.stages):
+        with _noted(found, f"stage {stage.name}"):
+            try:
+                found.training[stage.name] = planner.cost(stage)
+            except ConfigError as error:
+                raise error.under(join("stages", number)) from error
+            found.notes += found.training[stage.name].notes
+
+
+@contextmanager
+def _noted(found: Plan, what: str) -> Iterator[None]:
+    """A model's code may ask for values, and there are none; what is known of it is worth having all the same."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of any library
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        found.notes.append(f"{what} is not counted, since it does not run without values ({reason[:200]})")
