@@ -97,22 +97,15 @@ def stage_costs(
         for parameter in whole.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         blocks = checkpointed_blocks(model)
-        flops, activations = _measured(whole, blocks, batch, precision)
-        memory = _memory(whole, blocks, activations)
+        flops, run = _measured(whole, blocks, batch, precision)
+        memory = _memory(whole, blocks, run)
     whole.zero_grad()
     return Flops(*(getattr(flops, item.name) // len(batch) for item in fields(Flops))), memory
 
 
-@dataclass(frozen=True)
-class _Activations:
-    saved: int
-    checkpointed: int
-    peak: int
-
-
 def _measured(
     whole: nn.ModuleList, blocks: list[nn.Module], batch: Batch, precision: str
-) -> tuple[Flops, _Activations]:
+) -> tuple[Flops, dict[str, int]]:
     model, objective = whole
     gradients = [parameter.grad for parameter in whole.parameters() if parameter.grad is not None]
     meter = Meter(blocks=blocks, persistent=[*whole.parameters(), *whole.buffers(), *gradients])
@@ -122,29 +115,31 @@ def _measured(
     with meter.running():
         with ExitStack() as stack:
             if precision in LOW:
-                stack.enter_context(Autocast(LOW[precision], lambda copy: storages.save(copy, None)))
+                stack.enter_context(
+                    Autocast(LOW[precision], lambda copy, trained: storages.copy(copy, trained=trained))
+                )
             total = objective(model, batch).total
-        forward, saved, checkpointed = meter.total, storages.saved(), storages.checkpointed()
+        forward = meter.total
+        kept = {"activations": storages.saved(), "checkpointed": storages.checkpointed()}
+        kept |= {"copies": storages.copied(), "trained_copies": storages.copied(trained=True)}
         again = sum(meter.block_flops[block] for block in storages.working_blocks())
         if total.requires_grad:  # text alone passes through no encoder and no connector
             total.backward()
     flops = Flops(forward, meter.total - forward, again)
-    return flops, _Activations(saved, checkpointed, storages.peak)
+    return flops, kept | {"temporary": storages.peak - kept["activations"] - kept["copies"]}
 
 
-def _memory(whole: nn.ModuleList, blocks: list[nn.Module], activations: _Activations) -> Memory:
+def _memory(whole: nn.ModuleList, blocks: list[nn.Module], run: dict[str, int]) -> Memory:
     inside = [nbytes(block) for block in blocks]
     trained = trainable_bytes(whole)
     return Memory(
         weights=nbytes(whole),
         gradients=trained,
         optimiser=2 * trained,
-        activations=activations.saved,
-        checkpointed=activations.checkpointed,
-        temporary=activations.peak - activations.saved,
         step=trained,
         block=max(inside, default=0),
         rest=nbytes(whole) - sum(inside),
+        **run,
     )
 
 

@@ -17,10 +17,13 @@ class Memory:
     optimiser: int
     """AdamW's two moments."""
     activations: int
-    """What the forward pass keeps for the backward pass, the micro batch's own tensors and low-precision copies of
-    weights included."""
+    """What the forward pass keeps for the backward pass, the micro batch's own tensors included."""
     checkpointed: int
     """The same if each block is run again in the backward pass."""
+    copies: int
+    """Low-precision copies of weights that mixed precision keeps until the backward pass is through."""
+    trained_copies: int
+    """Those of them that stay with checkpointing: torch makes the copy of a weight that trains once a forward pass."""
     temporary: int
     """What comes on top for a moment, at the worst one: the loss's logits, gradients of activations."""
     step: int
@@ -32,8 +35,10 @@ class Memory:
 
     def total(self, *, checkpointing: bool = False) -> int:
         """The most that is held at a time."""
-        activations = self.checkpointed if checkpointing else self.activations
-        return self.weights + self.gradients + self.optimiser + max(activations + self.temporary, self.step)
+        passing = self.activations + self.copies
+        if checkpointing:
+            passing = min(passing, self.checkpointed + self.trained_copies)
+        return self.weights + self.gradients + self.optimiser + max(passing + self.temporary, self.step)
 
 
 def _zero1(memory: Memory, devices: int) -> Memory:
@@ -45,13 +50,16 @@ def _zero2(memory: Memory, devices: int) -> Memory:
 
 
 def _zero3(memory: Memory, devices: int) -> Memory:
-    weights = _share(memory.weights, devices)
-    return replace(_zero2(memory, devices), weights=min(memory.weights, weights + memory.block))
+    return _gathered(memory, devices, memory.block)
 
 
 def _fsdp(memory: Memory, devices: int) -> Memory:
-    weights = _share(memory.weights, devices)
-    return replace(_zero2(memory, devices), weights=min(memory.weights, weights + memory.block + memory.rest))
+    return _gathered(memory, devices, memory.block + memory.rest)
+
+
+def _gathered(memory: Memory, devices: int, size: int) -> Memory:
+    weights = min(memory.weights, _share(memory.weights, devices) + size)
+    return replace(_zero2(memory, devices), weights=weights, copies=0, trained_copies=0)
 
 
 STRATEGIES: dict[str, Callable[[Memory, int], Memory]] = {
@@ -61,9 +69,12 @@ STRATEGIES: dict[str, Callable[[Memory, int], Memory]] = {
     "ZeRO-3": _zero3,
     "FSDP": _fsdp,
 }
-"""Name -> what one of so many devices holds. DDP: everything. ZeRO-1: a share of the optimiser's state. ZeRO-2: of
-gradients too. ZeRO-3: of weights too, beside the block at work, gathered from all devices. FSDP (full shard, a unit for
-each block): so too, with the weights outside of blocks as one more gathered unit. Buffers for sending are not counted.
+"""Name -> what one of so many devices holds.
+
+DDP: everything. ZeRO-1: a share of the optimiser's state. ZeRO-2: of gradients too. ZeRO-3: of weights too, beside the
+block at work, gathered from all devices. FSDP (full shard, a unit for each block): so too, with the weights outside of
+blocks as one more gathered unit. Both make low-precision copies of what is gathered, in its place. Buffers for sending
+are not counted.
 """
 
 

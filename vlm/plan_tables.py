@@ -125,6 +125,8 @@ def _memory(plan: "Plan") -> "Table":
             ("optimiser", lambda cost: size(cost.memory.optimiser)),
             ("activations", lambda cost: size(cost.memory.activations)),
             ("  with checkpointing", lambda cost: size(cost.memory.checkpointed)),
+            ("low-precision copies", lambda cost: size(cost.memory.copies)),
+            ("  with checkpointing", lambda cost: size(cost.memory.trained_copies)),
             ("temporary", lambda cost: size(cost.memory.temporary)),
             ("optimiser's step", lambda cost: size(cost.memory.step)),
             ("at most", lambda cost: size(cost.memory.total())),

@@ -160,9 +160,12 @@ def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
 def _cost(found: Plan, recipe: Recipe, model: VLM, planner: StagePlanner) -> None:
     sample = planner.middle
     with _noted(found, "the forward pass"):
-        found.forward, whole = forward_costs(model, sample.batch(model))
-        _, alone = forward_costs(model, shadow_batch(model, [], text=sample.text))
-        found.cache = (whole - alone) / sample.tokens if sample.tokens else 0.0
+        found.forward, _ = forward_costs(model, sample.batch(model))
+        if sample.tokens:  # with little text, since a sliding window could be full of it
+            held = [
+                forward_costs(model, shadow_batch(model, images, text=1))[1] for images in (sample.plans(model), [])
+            ]
+            found.cache = (held[0] - held[1]) / sample.tokens
     for number, stage in enumerate(recipe.stages):
         with _noted(found, f"stage {stage.name}"):
             try:

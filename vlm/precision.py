@@ -36,10 +36,10 @@ class Autocast(TorchFunctionMode):
 
     Args:
         dtype: the low precision.
-        copied: called with each such copy, which stays until the forward pass has ended.
+        copied: called with each copy of a weight, and whether that trains.
     """
 
-    def __init__(self, dtype: torch.dtype, copied: Callable[[Tensor], None]) -> None:
+    def __init__(self, dtype: torch.dtype, copied: Callable[[Tensor, bool], None]) -> None:
         super().__init__()
         self._dtype = dtype
         self._copied = copied
@@ -56,12 +56,15 @@ class Autocast(TorchFunctionMode):
     def _low(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.dtype == self._dtype:
             return tensor
-        if not (tensor.is_leaf and tensor.requires_grad):
+        if not isinstance(tensor, nn.Parameter):
             return tensor.to(self._dtype)
-        if id(tensor) not in self._copies:
-            self._copies[id(tensor)] = tensor.to(self._dtype)
-            self._copied(self._copies[id(tensor)])
-        return self._copies[id(tensor)]
+        if id(tensor) in self._copies:
+            return self._copies[id(tensor)]
+        copy = tensor.to(self._dtype)
+        self._copied(copy, tensor.requires_grad)
+        if tensor.requires_grad:
+            self._copies[id(tensor)] = copy
+        return copy
 
 
 def _raised(tensor: Tensor) -> Tensor:

@@ -17,7 +17,10 @@ from vlm.storages import tensors
 
 META = torch.device("meta")
 LARGEST = 2**22
-"""Elements of a real tensor; beyond, an attention mask say, only its shape is kept."""
+"""Elements of a real tensor that is made larger than what it is made of, as an attention mask is; beyond, only its
+shape is kept."""
+CHOICES = 2**17
+"""The same for the experts chosen by a router, which are many at each layer."""
 
 aten = torch.ops.aten
 _INDEXED = {
@@ -68,7 +71,7 @@ class Shadow(TorchDispatchMode):
             return self._on_shapes(func, args, kwargs, mixed=not all(unknown))
         if kwargs.get("device") is not None and torch.device(kwargs["device"]) == META:
             return func(*args, **(_on_cpu(kwargs) if _is_known(func, args, kwargs, given) else kwargs))
-        if len(given) > 1 and _broadcast(given) > LARGEST:
+        if len(given) > 1 and _spreads(given):
             return func(*_moved(args), **_moved(kwargs))
         try:
             return func(*args, **kwargs)
@@ -147,18 +150,20 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kwargs, "device": torch.device("cpu")}
 
 
-def _broadcast(given: Sequence[Tensor]) -> int:
+def _spreads(given: Sequence[Tensor]) -> bool:
+    """Whether an elementwise operation makes something larger than what it is given, and too large."""
     try:
-        return prod(torch.broadcast_shapes(*(tensor.shape for tensor in given)))
+        result = prod(torch.broadcast_shapes(*(tensor.shape for tensor in given)))
     except RuntimeError:  # no elementwise operation
-        return 0
+        return False
+    return result > max(LARGEST, *(tensor.numel() for tensor in given))
 
 
 def _with_even_choice(func: Any, result: Any, args: Sequence[Any]) -> Any:
-    if func is aten.topk.default and result[1].numel() <= LARGEST:
+    if func is aten.topk.default and result[1].numel() <= CHOICES:
         dim = args[2] if len(args) > 2 else -1
         return result[0], _even(result[1].shape, args[0].shape[dim], dim)
-    if func is aten.argmax.default and len(args) > 1 and args[1] is not None and result.numel() <= LARGEST:
+    if func is aten.argmax.default and len(args) > 1 and args[1] is not None and result.numel() <= CHOICES:
         return _even(result.shape, args[0].shape[args[1]], -1)
     return result
 

@@ -19,6 +19,8 @@ class _Kept:
     """A weak reference, whose callback takes the storage off the books."""
     savers: set[int | None] = field(default_factory=set)
     """Blocks in which it was saved for the backward pass; None stands for outside of all blocks."""
+    copies: bool | None = None
+    """Of a weight in low precision: whether that weight trains. None for all other storages."""
 
 
 class Storages:
@@ -53,6 +55,11 @@ class Storages:
         if kept := self._kept.get(key_of(tensor)):
             kept.savers.add(block)
 
+    def copy(self, tensor: Tensor, *, trained: bool) -> None:
+        """Note that it is a weight in low precision."""
+        self.add(tensor)
+        self._kept[key_of(tensor)].copies = trained
+
     def enter(self, block: int, given: Iterable[Tensor]) -> None:
         """Note what a block is called with."""
         for tensor in given:
@@ -60,27 +67,33 @@ class Storages:
             self._inputs.setdefault(block, set()).add(key_of(tensor))
 
     def saved(self) -> int:
-        """Bytes that are kept for the backward pass."""
-        return sum(kept.size for kept in self._kept.values() if kept.savers)
+        """Bytes that are kept for the backward pass, but for copies of weights."""
+        return sum(kept.size for kept in self._saved() if kept.copies is None)
+
+    def copied(self, *, trained: bool = False) -> int:
+        """Bytes of the low-precision copies that are kept, of all weights or of those that train."""
+        return sum(kept.size for kept in self._saved() if kept.copies or (kept.copies is not None and not trained))
 
     def working_blocks(self) -> set[int]:
         """Blocks through which a gradient passes."""
-        return {block for kept in self._kept.values() for block in kept.savers if block is not None}
+        return {block for kept in self._saved() for block in kept.savers if block is not None}
 
     def checkpointed(self) -> int:
-        """Bytes that are kept if each block is run again in the backward pass: what the blocks are called with, what
-        is saved outside of them, and the largest block's own."""
+        """Bytes that are kept if each block is run again in the backward pass, but for copies of weights that train:
+        what the blocks are called with, what is saved outside of them, and the largest block's own."""
         blocks = self.working_blocks()
         inputs = {key for block in blocks for key in self._inputs.get(block, ())}
-        inside: dict[int, int] = dict.fromkeys(blocks, 0)
-        total = 0
+        inside = dict.fromkeys(blocks, 0)
+        total = sum(self._kept[key].size for key in inputs if key in self._kept)
         for key, kept in self._kept.items():
-            if key in inputs or None in kept.savers:
-                total += kept.size
-            else:
-                for block in kept.savers:
-                    inside[block] += kept.size  # type: ignore[index]
+            if key not in inputs and not kept.copies:
+                total += kept.size if None in kept.savers else 0
+                for block in kept.savers & blocks if None not in kept.savers else ():
+                    inside[block] += kept.size
         return total + max(inside.values(), default=0)
+
+    def _saved(self) -> Iterator[_Kept]:
+        return (kept for kept in self._kept.values() if kept.savers)
 
     def _freed(self, key: int, _: Any) -> None:
         self.live -= self._kept.pop(key).size
