@@ -74,7 +74,7 @@ class PlanSample:
 
     def plans(self, model: VLM) -> list[ImagePlan]:
         """How its images are shown."""
-        return [model.processor.plan(*self.size, images=self.images)] * self.images
+        return _plans(model, self.size, self.images)
 
     def batch(self, model: VLM, size: int = 1) -> Batch:
         """So many of it, without pixels."""
@@ -114,13 +114,17 @@ def choose_samples(
 
 def _sample(model: VLM, name: str, image: ImageCount | None, *, images: int, text: int | None) -> PlanSample | None:
     size = (0, 0) if image is None else image.size
-    frame = _length(model, [model.processor.plan(*size, images=images)] * images)
+    frame = _length(model, _plans(model, size, images))
     room = model.processor.max_length - frame
     wanted = min(TEXT, room) if text is None else text
     if not 0 < wanted <= room:
         return None
     tokens = 0 if image is None else image.tokens
     return PlanSample(name, images, size, tokens=images * tokens, text=wanted, length=frame + wanted)
+
+
+def _plans(model: VLM, size: Size, images: int) -> list[ImagePlan]:
+    return [model.processor.plan(*size, images=images)] * images if images else []
 
 
 def _length(model: VLM, images: Sequence[ImagePlan]) -> int:
