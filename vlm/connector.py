@@ -109,13 +109,13 @@ class Chain(nn.Module):
         return self.ops[-1].route()  # type: ignore[operator, no-any-return]
 
 
-def _through(ops: nn.ModuleList | nn.Module, features: Features) -> Features:
-    for op in ops:  # type: ignore[union-attr]
+def _through(ops: Any, features: Features) -> Features:
+    for op in ops:
         features = op(features)
     return features
 
 
-def _shape(ops: nn.ModuleList | nn.Module, shape: Shape) -> Shape:
-    for op in ops:  # type: ignore[union-attr]
+def _shape(ops: Any, shape: Shape) -> Shape:
+    for op in ops:
         shape = op.shape(shape)
     return shape
