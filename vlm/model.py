@@ -22,7 +22,7 @@ from vlm.images import ImageError, ImageLike
 from vlm.layout import Layout
 from vlm.processor import Example, Processor, SampleError
 from vlm.sample import Batch, Sample, ask
-from vlm.saving import save
+from vlm.saving import Origin, save
 from vlm.views import Views
 
 
@@ -72,6 +72,7 @@ class VLM(nn.Module):
         self.views = views
         self.layout = layout
         self.spec = spec
+        self.origin: Origin | None = None
         connector.attach(llm)
 
     @cached_property
@@ -195,7 +196,8 @@ class VLM(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
         llm = {**self.spec["llm"], "attention": self.attention}  # another would give other last bits
-        return save(folder, self, spec={**self.spec, "llm": llm}, tokenizer=self.tokenizer)
+        spec = {**self.spec, "llm": llm}
+        return save(folder, self, spec=spec, tokenizer=self.tokenizer, origin=self.origin)
 
     @property
     def attention(self) -> str:

@@ -58,6 +58,28 @@ def check_options(part: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(checked, name) for name in values}
 
 
+def completed(part: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` beside the defaults of all options that they leave out, as plain data; options of options too."""
+    return _completed(_schema(part), values)
+
+
+def _completed(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(values)
+    for name, item in schema.model_fields.items():
+        inner = _nested(item.annotation)
+        if name not in found and not item.is_required():
+            found[name] = item.get_default()
+        if inner is not None and isinstance(found.get(name), Mapping):
+            found[name] = _completed(inner, found[name])
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def validate(schema: type[BaseModel], values: Any, *, what: str = "key") -> Any:
     """`values` as an instance of a pydantic model, read as strictly as JSON: "2" is no integer, 1 is a float.
 

@@ -24,6 +24,13 @@ def planning() -> Iterator[None]:
         _planning.reset(token)
 
 
+def no_init() -> Any:
+    """A context in which parts are built without drawing random weights, since others are about to be read."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
 def is_planning() -> bool:
     """Whether parts are being built for their shapes alone (see `planning`)."""
     return _planning.get()
