@@ -33,11 +33,10 @@ class Slices(Views):
         check_image(image)
         area = size[0] * size[1]
         ideal = min(math.ceil(image[0] * image[1] / area), self.max_slices)
+        whole = self._at_area(image, area)
         if ideal <= 1:
-            resize = self._at_area(image, area)
-            return [View(resize, resize)]
+            return [View(whole, whole)]
         grid = best_grid(image, ideal, self.max_slices)
-        whole = self._at_area(image, area) if image[0] * image[1] > area else self._to_patches(image)
         rows, columns = grid
         part = self._at_area((nearest(image[0], rows) / rows, nearest(image[1], columns) / columns), area)
         return framed(cut(grid, part), View(whole, whole), self.thumbnail)
@@ -45,10 +44,7 @@ class Slices(Views):
     def _at_area(self, image: tuple[float, float], area: int) -> Size:
         aspect = image[1] / image[0]
         height = int(math.sqrt(area) / math.sqrt(aspect))
-        return self._to_patches((height, int(height * aspect)))
-
-    def _to_patches(self, image: Size) -> Size:
-        return nearest(image[0], self.multiple), nearest(image[1], self.multiple)
+        return nearest(height, self.multiple), nearest(int(height * aspect), self.multiple)
 
 
 def best_grid(image: Size, ideal: int, most: int) -> Grid:

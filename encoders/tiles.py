@@ -31,7 +31,7 @@ from .views import Pad
 
 
 class Tiles(Views):
-    """Tiles of the grid with the nearest aspect ratio, squashed into it; more than one are joined by a thumbnail.
+    """Tiles of the grid with the nearest aspect ratio, squashed into it; a thumbnail if there are several.
 
     InternVL 1.5 to 3 (arXiv 2404.16821), NVLM (2409.11402: `max_tiles: 6`), GOT-OCR 2 (2409.01704) and Aya Vision
     (2505.08751).
@@ -137,9 +137,9 @@ class CanvasTiles(Views):
 
 
 class CoveringTiles(Views):
-    """The image's own rows and columns as tiles, as few as cover enough of it; more than one are joined by a thumbnail.
+    """The image's own rows and columns as tiles, as few as cover enough of it; a thumbnail if there are several.
 
-    Ovis 1.5 to 2 (arXiv 2405.20797): the image is cut first, and every part, as well as the whole, is padded to a
+    Ovis 1.6 and 2 (arXiv 2405.20797): the image is cut first, and every part, as well as the whole, is padded to a
     square by itself. The port of Ovis 2 in transformers squashes the image into the grid instead, and takes the
     chosen grid's rows for columns: `keep_aspect: false, transpose: true`.
 

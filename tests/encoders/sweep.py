@@ -17,7 +17,20 @@ def sweep(tile: int, most: int) -> list[Size]:
     lines = [size for length in marks for side in (1, 2) for size in ((side, length), (length, side))]
     whole = [
         (rows * tile + more, columns * tile + wider)
-        for rows, columns in ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (1, 4), (4, 1), (5, 1), (3, 3))
+        for rows, columns in (
+            (1, 1),
+            (1, 2),
+            (2, 1),
+            (2, 2),
+            (2, 3),
+            (3, 2),
+            (1, 4),
+            (4, 1),
+            (5, 1),
+            (3, 3),
+            (5, 10),
+            (20, 10),
+        )
         for more, wider in ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, -1))
     ]
     thin = [size for long in (7, 20, 49) for size in ((tile, min(long * tile, most)), (min(long * tile, most), tile))]

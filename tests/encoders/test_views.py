@@ -1,10 +1,13 @@
 """Policies of one view, against the image processors; and what holds for every policy."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from transformers.models.aria import image_processing_pil_aria as aria
 from transformers.models.clip import image_processing_pil_clip as clip
@@ -18,7 +21,7 @@ from tests.encoders.sweep import SMALL, check_pixels, colours, noise, sweep
 from vlm.encoders.views import Crop, Pad, Squash
 from vlm.errors import ConfigError
 from vlm.registry import views as registry
-from vlm.schema import check_options
+from vlm.schema import check_options, options
 from vlm.views import ImageSpec, View, render
 
 T = 16
@@ -77,7 +80,9 @@ class TestCrop:
 
     def test_a_line_too_thin_to_be_resampled_is_refused(self):
         assert Crop().plan((1, 700), (336, 336))
-        with pytest.raises(ConfigError, match=r"1 x 5000 pixels is too thin .* 336 x 1680000 pixels; allowed: 89478485"):
+        with pytest.raises(
+            ConfigError, match=r"1 x 5000 pixels is too thin .* 336 x 1680000 pixels; allowed: 89478485"
+        ):
             Crop().plan((1, 5000), (336, 336))
 
 
@@ -187,11 +192,11 @@ class TestPad:
         assert pixels[:, 15:25].abs().max() > 1
 
     @pytest.mark.parametrize(
-        ("options", "place"), [({"min_side": 0}, "min_side"), ({"base": 0}, "base"), ({"fill": (1, 2, 300)}, "fill")]
+        ("given", "place"), [({"min_side": 0}, "min_side"), ({"base": 0}, "base"), ({"fill": (1, 2, 300)}, "fill")]
     )
-    def test_options_that_cannot_be(self, options, place):
+    def test_options_that_cannot_be(self, given, place):
         with pytest.raises(ConfigError, match=rf"^{place}: .*allowed"):
-            Pad(**options)
+            Pad(**given)
 
     def test_a_shortest_side_that_does_not_fit(self):
         with pytest.raises(ConfigError, match="min_side: `20`; the view has 16 x 16 pixels"):
@@ -222,6 +227,17 @@ def policy(name):
 
 def test_every_registered_policy_is_here():
     assert set(POLICIES) == set(registry)
+
+
+def test_the_page_of_the_docs_has_every_policy_with_its_options():
+    page = (Path(__file__).parents[2] / "docs" / "views.md").read_text(encoding="utf8")
+    rows = [line.split("|") for line in page.partition("## Odd images")[0].splitlines() if line.startswith("| `")]
+    told = {row[1].strip(" `"): re.findall(r"`(\w+): ([^`]+)`", row[3]) for row in rows}
+    assert set(told) == set(registry)
+    for name, pairs in told.items():
+        part = registry.get(name)
+        values = check_options(part, {key: yaml.safe_load(value) for key, value in pairs})
+        assert values == {key: parameter.default for key, parameter in options(part).items()}
 
 
 @pytest.mark.parametrize("name", POLICIES)

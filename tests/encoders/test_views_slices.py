@@ -143,13 +143,15 @@ def kept(views, size):
     return np.concatenate(lines, 0)
 
 
-class TestCropsLikeMolmo2:
-    SIZES = sweep(266, 6000)
+MARGIN = [(112, 1), (112, 112), (112, 700), (700, 112), (111, 3000), (113, 3000), (3000, 112)]
+"""Sizes of about the margins, 8 patches of 14 pixels: the image without them has no area."""
 
+
+class TestCropsLikeMolmo2:
     def test_geometry(self):
         reference = pytest.importorskip("transformers.models.molmo2.image_processing_molmo2")
         policy = OverlappingCrops(max_crops=8, keep_aspect=False)
-        for size in self.SIZES:
+        for size in [*sweep(266, 6000), *MARGIN]:
             rows, columns, height, width = reference.compute_crop_geometry(*size, 8, [4, 4], 378, 14)
             views = policy.plan(size, (378, 378))
             assert cell_order(views) == [None, *row_by_row(rows, columns)], size
@@ -212,7 +214,7 @@ class TestCropsLikeMolmo1:
         return resized, ((canvas[0] - resized[0]) // 2, (canvas[1] - resized[1]) // 2)
 
     def test_geometry(self):
-        for size in sweep(224, 6000):
+        for size in [*sweep(224, 6000), *MARGIN]:
             rows, columns = self.tiling(*size)
             canvas = rows * 224 + 112, columns * 224 + 112
             resize, (top, left) = self.placed(*size, canvas)

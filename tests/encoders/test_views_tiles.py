@@ -68,6 +68,11 @@ class TestTiles:
             assert canvas(views) == ((rows * 448, columns * 448), (0, 0))
             assert len(views) == rows * columns + (rows * columns > 1)
 
+    @pytest.mark.parametrize("size", [(12, 15), (15, 12), (800, 1000), (1000, 800), (600, 750)])
+    def test_halfway_between_two_grids_of_equal_size(self, size):
+        columns, rows = got.get_optimal_tiled_canvas(size, (448, 448), 2, 2)
+        assert grid_of(Tiles(min_tiles=2, max_tiles=2).plan(size, (448, 448))) == (rows, columns)
+
     def test_thumbnail(self):
         assert cell_order(Tiles(thumbnail="first").plan((16, 32), (T, T))) == [None, (0, 0), (0, 1)]
         assert cell_order(Tiles(thumbnail="none").plan((16, 32), (T, T))) == [(0, 0), (0, 1)]
@@ -220,6 +225,17 @@ class TestCoveringTiles:
                 views = policy.plan(size, (448, 448))
                 assert grid_of(views) == (rows, columns), size
                 assert cell_order(views) == ([None] if len(views) == 1 else [None, *row_by_row(rows, columns)])
+
+    @pytest.mark.parametrize("size", [(61, 112), (112, 61), (1000, 1000), (448, 17), (3, 9000)])
+    def test_the_whole_at_real_sizes(self, size):
+        """The published arithmetic gives 243, not 244, for 61 / 112 * 448."""
+        height, width = size
+        resize = (int(height / width * 448), 448) if width >= height else (448, int(width / height * 448))
+        whole = CoveringTiles().plan(size, (448, 448))[0]
+        assert (whole.resize, whole.valid[:2]) == (
+            (max(1, resize[0]), max(1, resize[1])),
+            ((448 - max(1, resize[0])) // 2, (448 - max(1, resize[1])) // 2),
+        )
 
     def test_pixels_are_those_of_ovis_as_published(self):
         """Cut by `Image.crop`, each part resampled and padded by itself."""
