@@ -104,7 +104,21 @@ encoders: Registry[Any] = Registry(
 views: Registry[Any] = Registry(
     "view policy",
     "vlm.views:Views",
-    {"squash": "vlm.encoders.views:Squash", "pad": "vlm.encoders.views:Pad", "crop": "vlm.encoders.views:Crop"},
+    {
+        "squash": "vlm.encoders.views:Squash",
+        "pad": "vlm.encoders.views:Pad",
+        "crop": "vlm.encoders.views:Crop",
+        "fit": "vlm.encoders.native:Fit",
+        "native": "vlm.encoders.native:Native",
+        "tiles": "vlm.encoders.tiles:Tiles",
+        "anyres": "vlm.encoders.tiles:AnyRes",
+        "canvas_tiles": "vlm.encoders.tiles:CanvasTiles",
+        "covering_tiles": "vlm.encoders.tiles:CoveringTiles",
+        "edge_tiles": "vlm.encoders.tiles:EdgeTiles",
+        "roomy_tiles": "vlm.encoders.tiles:RoomyTiles",
+        "slices": "vlm.encoders.slices:Slices",
+        "overlapping_crops": "vlm.encoders.crops:OverlappingCrops",
+    },
 )
 merges: Registry[Any] = Registry(
     "merge",
