@@ -27,8 +27,8 @@ class Resampler(Connector):
     linear map without bias first.
 
     Args:
-        latents: number of queries, which is the number of tokens per view; or `{tokens: queries}`: so many of the
-            first queries for views of so many tokens.
+        latents: number of queries, which is the number of tokens per view; or `{"1225": 128, "4900": 256}`: the first
+            128 for views of 1225 tokens, 256 for 4900, an error for others.
         depth: number of blocks.
         mutual: the queries look at each other too.
         residual: what attention finds is added to the queries, rather than taking their place.

@@ -62,7 +62,9 @@ class SpaceToDepth(Connector):
 
 
 class Pool(Connector):
-    """Neighbouring tokens become one. Give either `factor` or `grid`.
+    """Neighbouring tokens become one: average, adaptive average or bilinear. Nothing to learn.
+
+    One of `factor` and `grid` is given.
 
     Args:
         kind: `average`: of equal blocks (Gemma 3, arXiv 2503.19786); `adaptive`: of blocks that may differ by a row or
