@@ -123,7 +123,12 @@ views: Registry[Any] = Registry(
 merges: Registry[Any] = Registry(
     "merge",
     "vlm.connector:Merge",
-    {"channel": "vlm.connectors.merge:ChannelMerge", "sequence": "vlm.connectors.merge:SequenceMerge"},
+    {
+        "channel": "vlm.connectors.merge:ChannelMerge",
+        "sequence": "vlm.connectors.merge:SequenceMerge",
+        "interleave": "vlm.connectors.merge:InterleaveMerge",
+        "gated": "vlm.connectors.merge:GatedMerge",
+    },
 )
 connectors: Registry[Any] = Registry(
     "connector",
@@ -132,6 +137,20 @@ connectors: Registry[Any] = Registry(
         "linear": "vlm.connectors.mlp:LinearConnector",
         "mlp": "vlm.connectors.mlp:Mlp",
         "perceiver": "vlm.connectors.perceiver:Perceiver",
+        "norm": "vlm.connectors.tokenwise:Norm",
+        "activation": "vlm.connectors.tokenwise:Activate",
+        "layer_mix": "vlm.connectors.tokenwise:LayerMix",
+        "space_to_depth": "vlm.connectors.spatial:SpaceToDepth",
+        "pool": "vlm.connectors.spatial:Pool",
+        "resize": "vlm.connectors.spatial:Resize",
+        "positions": "vlm.connectors.spatial:Positions",
+        "conv": "vlm.connectors.conv:Conv",
+        "attention_pool": "vlm.connectors.attention_pool:AttentionPool",
+        "abstractor": "vlm.connectors.abstractor:Abstractor",
+        "resampler": "vlm.connectors.resampler:Resampler",
+        "qformer": "vlm.connectors.qformer:QFormer",
+        "soft_vocabulary": "vlm.connectors.vocabulary:SoftVocabulary",
+        "merge_tokens": "vlm.connectors.token_merging:MergeTokens",
         "cross_attention": "vlm.connectors.cross_attention:CrossAttention",
     },
 )

@@ -50,7 +50,7 @@ def test_several_mistakes_are_one_error() -> None:
     assert found.keys() == wanted.keys()
     for place, start in wanted.items():
         assert found[place].startswith(start), found[place]
-    assert "allowed: cross_attention, linear, mlp, perceiver" in found["model.connector.1"]
+    assert "cross_attention, layer_mix, linear, merge_tokens, mlp, norm, perceiver" in found["model.connector.1"]
 
 
 def test_options_and_sizes_are_wrong_in_one_error() -> None:
@@ -130,7 +130,7 @@ def test_places_are_those_of_the_file() -> None:
 
 def test_two_encoders_need_a_merge() -> None:
     found = problems(toy_recipe(encoders=[{"name": "siglip", "config": SIGLIP}] * 2))
-    assert found == {"model.merge": "is missing with 2 encoders; allowed: channel, sequence"}
+    assert found == {"model.merge": "is missing with 2 encoders; allowed: channel, gated, interleave, sequence"}
 
 
 def test_error_prints_a_list_with_its_source() -> None:
