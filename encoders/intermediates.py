@@ -16,7 +16,7 @@ from vlm.errors import ConfigError, Problem, unknown
 from vlm.features import Features, Grid
 from vlm.views import ImageSpec, Size
 
-from .common import Prefix, check_prefix, image_spec, layer_indices, select, whole_patches
+from .common import Prefix, image_spec, layer_indices, select, whole_patches
 
 Maps = list[tuple[Tensor, Tensor | None]]
 """Per layer a map [N, C, H, W] and its prefix tokens [N, E, C]."""
@@ -51,7 +51,7 @@ class Intermediates(Encoder):
         maps = self._probe(self.image.size)
         prefixes = maps[0][1]
         self._count = 0 if prefixes is None else prefixes.shape[1]
-        self.prefix = check_prefix(prefix, self._count)
+        self.prefix = self._count if prefix == "keep" else 0
         self.width = sum(features.shape[1] for features, _ in maps)
         self.grid(self.image.size)
 

@@ -99,6 +99,8 @@ encoders: Registry[Any] = Registry(
         "open_clip": "vlm.encoders.openclip:OpenClip",
         "timm": "vlm.encoders.timms:Timm",
         "conv_vit": "vlm.encoders.conv_vit:ConvVit",
+        "tower": "vlm.encoders.tower:Tower",
+        "patches": "vlm.encoders.patches:Patches",
     },
 )
 views: Registry[Any] = Registry(

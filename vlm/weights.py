@@ -1,12 +1,13 @@
 """Parts from transformers: a config object, then the model from it, with random or pretrained weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlm.errors import ConfigError, Problem, unknown
 
@@ -93,7 +94,14 @@ def _field_names(config_class: type) -> set[str]:
 
 
 def transformers_model(
-    model_class: Any, config: Any, weights: str | None, *, alone: bool = False, **options: Any
+    model_class: Any,
+    config: Any,
+    weights: str | None,
+    *,
+    alone: bool = False,
+    tensors: dict[str, Tensor] | None = None,
+    optional: Sequence[str] = (),
+    **options: Any,
 ) -> Any:
     """The model: random from `config`, or with `weights`; only its shapes under `planning()`.
 
@@ -103,6 +111,8 @@ def transformers_model(
         weights: a hub id or local folder.
         alone: whether the folder holds this model and nothing else; if not, parameters of other parts (CLIP's text
             tower) are passed over.
+        tensors: the model's own tensors, if they are already read from `weights`.
+        optional: modules that are thrown away later, so that `weights` may lack their parameters.
         options: further keywords of the constructor.
 
     Raises:
@@ -111,12 +121,18 @@ def transformers_model(
     """
     if weights is None or is_planning():
         return _from_config(model_class, config, options)
+    if tensors is not None:
+        options = {**options, "state_dict": tensors}
     try:
-        model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **options)
+        source = weights if tensors is None else None
+        model, info = model_class.from_pretrained(source, config=config, output_loading_info=True, **options)
     except Exception as error:  # of many classes, of several libraries
         raise ConfigError(Problem("weights", f"`{weights}` cannot be loaded: {_short(error)}")) from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    unexpected = [key for key in sorted(info["unexpected_keys"]) if alone or _is_own(key, model)]
+    thrown = tuple(f"{name}." for name in optional)
+    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(thrown)]
+    missing += sorted(str(key) for key in info["mismatched_keys"])
+    all_own = alone or tensors is not None
+    unexpected = [key for key in sorted(info["unexpected_keys"]) if all_own or _is_own(key, model)]
     problems = [
         Problem("weights", f"`{weights}` {what} {len(keys)} parameters {tail}: {', '.join(keys[:5])}")
         for what, keys, tail in (("lacks", missing, "of the model"), ("has", unexpected, "that the model has not"))
@@ -136,7 +152,7 @@ def _from_config(model_class: Any, config: Any, options: dict[str, Any]) -> Any:
     build = model_class._from_config if is_model else model_class.from_config  # an auto class has a public one
     try:
         return build(config, **options)
-    except (ValueError, ZeroDivisionError, RuntimeError) as error:  # sizes that do not fit, said by the constructor
+    except Exception as error:  # sizes that do not fit, said by the constructor in an error of any class
         raise ConfigError(Problem("config", f"{type(config).__name__}: {_short(error)}")) from error
 
 

@@ -168,7 +168,6 @@ IMAGE = {"size": 32, "mean": HALF, "std": HALF}
         ("clip", {"layers": (4,)}, "layers", "no layer 4: 3 blocks give layers 0 to 3, or -4 to -1"),
         ("clip", {"layers": (-5,)}, "layers", "no layer -5"),
         ("clip", {"layers": ()}, "layers", "at least one"),
-        ("siglip", {"prefix": "keep"}, "prefix", "no prefix tokens"),
         ("clip", {"size": 36}, "size", "height 36 is not a multiple .* 8 pixels; the nearest is 32"),
         ("dinov2", {"size": (32, 4)}, "size", "width 4 .* nearest is 8"),
         ("clip", {"image": IMAGE | {"sdt": HALF}}, "image.sdt", "did you mean `std`"),

@@ -1,0 +1,121 @@
+"""What transformers does not say of a vision model: the one place for facts by `model_type`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vlm.views import Size
+
+from .common import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, as_size, flat_patches
+from .hub import Statistics
+
+
+def _pixels(config: Any, pixels: Tensor) -> dict[str, Any]:
+    return {"pixel_values": pixels}
+
+
+def _hidden(config: Any, pixels: Tensor) -> dict[str, Any]:
+    return {"hidden_states": pixels}
+
+
+def _flat(config: Any, pixels: Tensor) -> dict[str, Any]:
+    return {"pixel_values": flat_patches(pixels, as_size(config.patch_size))}
+
+
+def _naflex(config: Any, pixels: Tensor) -> dict[str, Any]:
+    """Flat patches and the grid that they are from, as an array: its numbers are read, and a tensor without data, of
+    which the encoder asks its shapes, has none.
+    """
+    grids = np.array([(pixels.shape[2] // config.patch_size, pixels.shape[3] // config.patch_size)] * len(pixels))
+    return _flat(config, pixels) | {"spatial_shapes": grids, "pixel_attention_mask": None}
+
+
+def _image_size(config: Any) -> Size | None:
+    found = vars(config).get("image_size")
+    return None if found is None else as_size(found)
+
+
+def _square(config: Any) -> Size:
+    side = isqrt(config.num_patches) * config.patch_size
+    return side, side
+
+
+def _rolled(config: Any, tokens: Tensor, size: Size) -> Tensor:
+    """Hiera's tokens (arXiv 2306.00989) in raster order: poolings that are still to come keep the tokens that they
+    take together apart, each pooling as an axis of its own in front, the last one innermost.
+    """
+    down, across = config.query_stride
+    whole = (size[0] // config.patch_stride[0], size[1] // config.patch_stride[1])
+    poolings = len(config.depths) - 1
+    height, width = whole[0] // down**poolings, whole[1] // across**poolings
+    maps = tokens.unflatten(1, (-1, height, width))  # type: ignore[no-untyped-call]
+    while maps.shape[1] > 1:
+        maps = maps.unflatten(1, (-1, down, across))  # [N, before, s, s, h, w, C]
+        maps = maps.permute(0, 1, 4, 2, 5, 3, 6).flatten(4, 5).flatten(2, 3)
+    return maps.flatten(1, 3)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of one family; the defaults are those of most."""
+
+    statistics: Statistics | None = None
+    """How its weights want their pixels when no file beside them says it; None where nobody knows."""
+    inputs: Callable[[Any, Tensor], dict[str, Any]] = _pixels
+    """(config, pixels [N, 3, H, W]) -> keywords of the model's forward."""
+    size: Callable[[Any], Size | None] = _image_size
+    """config -> the size that the weights are made for; None where it does not tell."""
+    floors: bool = False
+    """Pixels that do not fill a patch are left out, as its own models do; all others are refused such sizes."""
+    singly: bool = False
+    """The model makes one sequence of all images given, so it is given one at a time."""
+    prefix_last: bool = False
+    """CLS stands behind the patches."""
+    raster: Callable[[Any, Tensor, Size], Tensor] | None = None
+    """(config, tokens [N, T, C], size of the pixels) -> the same in raster order."""
+
+
+_CLIP = Family(Statistics(CLIP_MEAN, CLIP_STD))
+_HALF = Family(Statistics(HALF, HALF))
+_IMAGENET = Family(Statistics(IMAGENET_MEAN, IMAGENET_STD))
+_NAVIT = Family(Statistics(HALF, HALF, "bilinear"), floors=True)
+_NAVIT_LANCZOS = Family(Statistics(HALF, HALF, "lanczos"), floors=True)
+_SAM2 = Family(Statistics(IMAGENET_MEAN, IMAGENET_STD, "bilinear"))
+
+FAMILIES: dict[str, Family] = {
+    "aimv2_vision_model": _CLIP,
+    "blip_2_vision_model": _CLIP,
+    "clip_vision_model": _CLIP,
+    "convnext": _IMAGENET,
+    "convnextv2": _IMAGENET,
+    "dinov2": _IMAGENET,
+    "dinov2_with_registers": _IMAGENET,
+    "dinov3_convnext": _IMAGENET,
+    "dinov3_vit": _IMAGENET,
+    "florence_vision": Family(Statistics(IMAGENET_MEAN, IMAGENET_STD), inputs=_hidden),
+    "hiera": Family(Statistics(IMAGENET_MEAN, IMAGENET_STD), raster=_rolled),
+    "idefics2_vision": _NAVIT,
+    "idefics3_vision": _NAVIT_LANCZOS,
+    "instructblip_vision_model": _CLIP,
+    "internvl_vision": _IMAGENET,
+    "janus_vision_model": _HALF,
+    "kosmos_2_vision_model": _CLIP,
+    "llama4_vision_model": Family(Statistics(HALF, HALF, "bilinear"), prefix_last=True),
+    "metaclip_2_vision_model": _CLIP,
+    "mlcd_vision_model": _CLIP,
+    "molmo2_vision": Family(Statistics(HALF, HALF, "bilinear"), inputs=_flat),
+    "ovis2_vision": _CLIP,
+    "pixtral": Family(Statistics(CLIP_MEAN, CLIP_STD), singly=True),
+    "sam2_hiera_det_model": _SAM2,
+    "sam2_vision_model": _SAM2,
+    "radio": Family(Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),  # it normalises by itself
+    "siglip2_vision_model": Family(Statistics(HALF, HALF, "bilinear"), inputs=_naflex, size=_square),
+    "siglip_vision_model": _HALF,
+    "smolvlm_vision": _NAVIT_LANCZOS,
+    "swin": _IMAGENET,
+    "swinv2": _IMAGENET,
+}
