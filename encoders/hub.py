@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vlm.cards import card
 from vlm.errors import ConfigError, Problem, choices, positive
 from vlm.views import ImageSpec, Interpolation, Size
-from vlm.weights import config_fields, transformers_config
+from vlm.weights import config_fields, is_planning, transformers_config
 
 from .common import as_size, image_spec
 
@@ -57,7 +58,7 @@ def read_spec(weights: str | None, size: Size, default: Statistics) -> ImageSpec
     Its own `size` is not used: it may be a resize before a crop (DINOv2: 256, then 224) while the position embeddings
     are another (518). `size` is the one at which the weights need no interpolation.
     """
-    saved = _preprocessor(weights) if weights is not None else {}
+    saved = {} if weights is None or (is_planning() and card(weights)) else _preprocessor(weights)
     resample = saved.get("resample")
     return image_spec(
         {

@@ -86,7 +86,7 @@ class HubViT(Encoder):
         self.model.set_attn_implementation(how)
 
     def grid(self, size: Size) -> Grid:
-        return whole_patches(size, self._patch)
+        return whole_patches(size, self._patch, as_size(self._config.image_size))
 
     def resolved(self) -> dict[str, Any]:
         return {
