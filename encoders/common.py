@@ -76,12 +76,20 @@ def layer_indices(layers: Sequence[int], depth: int, *, first: int = 0) -> tuple
     return absolute
 
 
-def whole_patches(size: Size, patch: Size) -> Grid:
+def whole_patches(size: Size, patch: Size, own: Size | None = None) -> Grid:
     """Rows and columns of patches in an image.
+
+    Args:
+        size: of the image.
+        patch: of a patch.
+        own: the size that the weights were made at. It may leave pixels over (SigLIP's 384 at a patch of 14), which
+            were cut off at the bottom and right in training too.
 
     Raises:
         ConfigError: the patches do not fill it (the library would cut off the rest in silence).
     """
+    if size == own and size[0] >= patch[0] and size[1] >= patch[1]:
+        return size[0] // patch[0], size[1] // patch[1]
     for name, length, step in zip(("height", "width"), size, patch, strict=True):
         if length % step or length < step:
             near = max(1, round(length / step)) * step

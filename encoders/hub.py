@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vlm.cards import card
 from vlm.errors import ConfigError, Problem, choices, positive
 from vlm.views import ImageSpec, Interpolation, Size
-from vlm.weights import config_fields, planning, transformers_config, transformers_model
+from vlm.weights import config_fields, is_planning, planning, transformers_config, transformers_model
 
 from .common import HALF, as_size, image_spec
 
@@ -141,10 +142,11 @@ def read_spec(weights: str | None, size: Size, default: Statistics | None) -> Im
     Raises:
         ConfigError: no file tells the statistics, and the family's are not known.
     """
-    saved = _preprocessor(weights) if weights is not None else {}
+    known = weights is None or (is_planning() and card(weights) is not None)
+    saved = {} if known else _preprocessor(str(weights))
     if saved.get("do_normalize") is False:
         saved |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
-    if default is None and weights is not None and not (saved.get("image_mean") and saved.get("image_std")):
+    if default is None and not known and not (saved.get("image_mean") and saved.get("image_std")):
         raise ConfigError(Problem("image", f"`{weights}` does not tell its mean and std; give them with the size"))
     default = default or Statistics(HALF, HALF)  # random weights want nothing in particular
     resample = saved.get("resample")

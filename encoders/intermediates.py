@@ -84,6 +84,24 @@ class Intermediates(Encoder):
             self._grids[size] = self._one_grid(self._probe(size))
         return self._grids[size]
 
+    def resize(self, size: Size) -> None:
+        before = self.image.size
+        try:
+            self._resize_backbone(size)
+            self._grids.clear()
+            super().resize(size)
+        except ConfigError:
+            self._resize_backbone(before)
+            raise
+
+    @abstractmethod
+    def _resize_backbone(self, size: Size) -> None:
+        """Make the backbone fit for pixels of `size`, where it does not take any.
+
+        Raises:
+            ConfigError: it stays at its own size.
+        """
+
     def _selected(self, pixels: Tensor) -> Maps:
         """Maps in the order the user gave: the library sorts them and leaves out doubles."""
         indices = sorted(set(self._take))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vlm.errors import ConfigError, Problem
-from vlm.views import ImageSpec
+from vlm.views import ImageSpec, Size
 from vlm.weights import is_planning
 
 from .common import as_size, saved_spec
@@ -73,6 +73,18 @@ class Timm(Intermediates):
         extra = {"return_prefix_tokens": True} if has_prefix(self.model) else {}
         found = door(pixels, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True, **extra)
         return split_pairs(found)
+
+    def _resize_backbone(self, size: Size) -> None:
+        if "img_size" not in self._options or list(size) == self._options["img_size"]:
+            return
+        change = getattr(self.model, "set_input_size", None)  # most of timm's families of a fixed size have it
+        if change is None:
+            raise ConfigError(Problem("size", f"timm's `{self._name}` cannot change its size once it is built"))
+        try:
+            change(img_size=size)
+        except AssertionError as error:  # of a size that its patches do not fill
+            raise ConfigError(Problem("size", f"timm's `{self._name}` refuses {size}: {error}")) from error
+        self._options["img_size"] = list(size)
 
     def resolved(self) -> dict[str, Any]:
         return {

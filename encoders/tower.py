@@ -202,7 +202,7 @@ class Tower(Encoder):
     def _place(self, states: Sequence[Dims], size: Size) -> tuple[Grid, int]:
         """The grid that hidden states of these shapes have, and their number of prefix tokens."""
         if self._anatomy.plain and self._patch and not self._family.floors:
-            whole_patches(size, self._patch)
+            whole_patches(size, self._patch, self._family.size(self._config))
         if len(states[0]) == 4:
             grids = [dims[1:3] if self._channels_last else dims[2:] for dims in states]
         else:

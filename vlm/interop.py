@@ -117,7 +117,9 @@ def default_preprocessor(model_type: str) -> dict[str, Any]:
     import transformers
 
     known = names.get(model_type)
-    options = [known] if isinstance(known, str) else list((known or {}).values() if isinstance(known, dict) else known or ())
+    options = (
+        [known] if isinstance(known, str) else list((known or {}).values() if isinstance(known, dict) else known or ())
+    )
     for name in options:
         found = getattr(transformers, name, None) if name else None
         if found is not None:
@@ -162,7 +164,9 @@ def _architecture(model: VLM, architecture: str | None) -> tuple[KeyMap, dict[st
             return keymap, merged
         if nearest is None or len(problems) < len(nearest):
             nearest = problems
-    raise ConfigError([Problem("", "no architecture of transformers is assembled so; the nearest differs in"), *(nearest or [])])
+    raise ConfigError(
+        [Problem("", "no architecture of transformers is assembled so; the nearest differs in"), *(nearest or [])]
+    )
 
 
 def _merged(base: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

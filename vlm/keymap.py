@@ -202,7 +202,9 @@ class Names:
         missing = [name for name in shapes if name not in found]
         if strange or beyond or missing:
             raise KeysError(
-                _sides({"the key map does not know": strange, "the kit's model has no": beyond, "nothing gives": missing})
+                _sides(
+                    {"the key map does not know": strange, "the kit's model has no": beyond, "nothing gives": missing}
+                )
             )
         return found, extra
 

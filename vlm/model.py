@@ -96,6 +96,17 @@ class VLM(nn.Module):
     def device(self) -> torch.device:
         return llms.embedding(self.llm).weight.device
 
+    def see(self, views: Views, spec: dict[str, Any]) -> None:
+        """Take another view policy, or encoders' new sizes, into account.
+
+        Args:
+            views: the policy.
+            spec: the resolved model part of the recipe, with it.
+        """
+        self.views = views
+        self.spec = spec
+        self.__dict__.pop("processor", None)  # it was made for what was seen before
+
     def parts(self) -> dict[str, nn.Module]:
         """Name -> module of each part: a total and disjoint partition of the parameters."""
         encoders = {f"encoders.{number}": encoder for number, encoder in enumerate(self.encoders)}

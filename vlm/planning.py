@@ -1,7 +1,7 @@
 """`vlm plan`: what a recipe amounts to, before a weight is read."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vlm.assembly import Source, blueprint
@@ -9,6 +9,9 @@ from vlm.images import find_images, open_image
 from vlm.model import VLM
 from vlm.parts import learning_rates
 from vlm.recipe import Recipe
+from vlm.stages import Sight, own_sight, show, sight
+from vlm.views import Size
+from vlm.weights import planning
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,11 @@ class Plan:
     stages: dict[str, dict[str, int]]
     """Trainable parameters by stage and part."""
     tokens: dict[str, int]
-    """Visual tokens by image."""
+    """Visual tokens by image, for the trained model: as its last stage sees them."""
     positions: dict[str, int]
     """Positions that each image takes in the LLM's sequence."""
+    earlier: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Visual tokens by stage and image, of stages that see images otherwise than the last one."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,13 +51,18 @@ class Plan:
         images.add_column("image")
         images.add_column("tokens", justify="right")
         images.add_column("positions in the sequence", justify="right")
+        for stage in self.earlier:
+            images.add_column(f"tokens in {stage}", justify="right")
         for name, tokens in self.tokens.items():
-            images.add_row(name, f"{tokens:,}", f"{self.positions[name]:,}")
+            others = (f"{counts[name]:,}" for counts in self.earlier.values())
+            images.add_row(name, f"{tokens:,}", f"{self.positions[name]:,}", *others)
         return [parts, images]
 
 
 def plan(source: Source, overrides: Sequence[str] = (), *, images: Sequence[str] = ()) -> Plan:
     """Parameters per part and stage, and visual tokens of `images` (or of one of the encoder's own size).
+
+    The model is counted as it is when its stages are done.
 
     Nothing but configs is read; everything is built on the meta device.
 
@@ -60,19 +70,34 @@ def plan(source: Source, overrides: Sequence[str] = (), *, images: Sequence[str]
         ConfigError: mistakes in the recipe. ImageError: an image that cannot be opened.
     """
     recipe, model = blueprint(source, overrides)
-    sizes = _sizes(model, images)
+    seen = _seen(recipe, model)
+    sizes = _sizes(seen[-1], images)
+    counts = [_tokens(recipe, model, shown, sizes) for shown in seen]  # the last stage's last: the model keeps it
+    stages = zip(recipe.stages, counts, seen, strict=False)
     return Plan(
         parameters={part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()},
         stages=_trainable(recipe, model),
-        tokens={name: model.processor.tokens(*size) for name, size in sizes.items()},
+        tokens=counts[-1],
         positions={name: model.processor.positions(*size) for name, size in sizes.items()},
+        earlier={stage.name: count for stage, count, shown in stages if shown != seen[-1]},
     )
 
 
-def _sizes(model: VLM, images: Sequence[str]) -> dict[str, tuple[int, int]]:
+def _seen(recipe: Recipe, model: VLM) -> list[Sight]:
+    """What each stage shows the encoders; the model's own if there are no stages."""
+    own = own_sight(recipe.model, model)
+    return [sight(stage, own) for stage in recipe.stages] or [own]
+
+
+def _tokens(recipe: Recipe, model: VLM, shown: Sight, sizes: dict[str, Size]) -> dict[str, int]:
+    with planning():
+        show(model, recipe.model, shown)
+    return {name: model.processor.tokens(*size) for name, size in sizes.items()}
+
+
+def _sizes(last: Sight, images: Sequence[str]) -> dict[str, Size]:
     if not images:
-        encoder: Any = model.encoders[0]
-        height, width = encoder.image.size
+        height, width = last.sizes[0]
         return {f"{height} x {width} px": (height, width)}
     opened = {str(path): open_image(path) for path in find_images(images)}
     return {name: (image.height, image.width) for name, image in opened.items()}

@@ -4,11 +4,21 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from vlm.errors import ConfigError, Problem, choices, join, unknown
+from vlm.registry import Registry
+
+
+class Named(Protocol):
+    """A part as a recipe has it."""
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]: ...
 
 
 @cache
@@ -78,6 +88,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def construct(kind: Registry[Any], part: Named, facts: Mapping[str, Any]) -> Any:
+    """A part from its name and options, with the positional parameters it asks for taken from `facts`.
+
+    Raises:
+        ConfigError: unknown name or options, or a positional parameter that the kit does not supply.
+    """
+    found = kind.get(part.name)
+    asked = given(found)
+    missing = [name for name in asked if name not in facts]
+    if missing:
+        raise ConfigError(f"{found.__name__} asks for {missing}, but a {kind.kind} is given {sorted(facts)}")
+    own = {name: value for name, value in part.options.items() if name not in asked or name in options(found)}
+    return found(**{name: facts[name] for name in asked}, **check_options(found, own))
 
 
 def validate(schema: type[BaseModel], values: Any, *, what: str = "key") -> Any:

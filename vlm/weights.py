@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.cards import card, check_card
 from vlm.errors import ConfigError, Problem, unknown
 
 _planning: ContextVar[bool] = ContextVar("planning", default=False)
@@ -42,7 +43,7 @@ def transformers_config(weights: str | None, config: dict[str, Any] | None, mode
 
     Args:
         weights: a hub id or local folder whose `config.json` is read; the vision part of a composite one is taken
-            by the caller.
+            by the caller. Under `planning()` a hub id with a card is not read.
         config: the fields of a config, for random weights (or to rebuild a saved model).
         model_type: the config's `model_type` when the part fixes it.
 
@@ -56,10 +57,15 @@ def transformers_config(weights: str | None, config: dict[str, Any] | None, mode
         return _config_from_fields(dict(config), model_type)
     if weights is None:
         raise ConfigError("give `weights` (a hub id or a local folder) or `config` (sizes for random weights)")
+    known = card(weights) if is_planning() else None
+    if known is not None:
+        return _config_from_fields(known, None)
     try:
-        return AutoConfig.from_pretrained(weights)
+        found = AutoConfig.from_pretrained(weights)
     except (OSError, ValueError) as error:
         raise ConfigError(Problem("weights", f"no model config at `{weights}`: {_short(error)}")) from error
+    check_card(weights, found)
+    return found
 
 
 def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:

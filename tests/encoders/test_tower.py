@@ -75,15 +75,18 @@ def test_default_is_last_hidden_state(kind, build, pixels, same):
             found, expected = model.vision_adapter(found[:, 1:]), out.last_hidden_state
         elif kind == "ovis2_vision":  # and here by four into the head
             blocks = found.reshape(2, 2, 2, 2, 2, 32).permute(0, 1, 3, 2, 4, 5).reshape(2, 4, 128)
-            found, expected = torch.cat([blocks, model.head_norm(model.head_linear(blocks)).softmax(-1)], -1), torch.cat(
-                [out.last_hidden_state, out.pooler_output], -1
+            found, expected = (
+                torch.cat([blocks, model.head_norm(model.head_linear(blocks)).softmax(-1)], -1),
+                torch.cat([out.last_hidden_state, out.pooler_output], -1),
             )
         else:
             expected = flat(kind, out.last_hidden_state, 2)
     same(found, expected)
 
 
-@pytest.mark.parametrize("kind", sorted(TOKENS_ARE_NOT_NORMED | {"blip_2_vision_model", "dinov3_vit", "idefics2_vision"}))
+@pytest.mark.parametrize(
+    "kind", sorted(TOKENS_ARE_NOT_NORMED | {"blip_2_vision_model", "dinov3_vit", "idefics2_vision"})
+)
 def test_norm_of_any_layer(kind, build, pixels, same):
     encoder = build(kind, layers=(1, -1), norm=True)
     model = library(kind, encoder.state_dict())
@@ -143,7 +146,9 @@ def test_stages_of_sam2(kind, size, build, pixels, same):
         stages = trunk(pixels(*size)).intermediate_hidden_states
         for layer, stage in enumerate(stages, start=1):
             features = build(kind, layers=(layer,))(pixels(*size))
-            assert features.grid == tuple(stage.shape[1:3]) == (size[0] // 2 ** (layer + 1), size[1] // 2 ** (layer + 1))
+            assert (
+                features.grid == tuple(stage.shape[1:3]) == (size[0] // 2 ** (layer + 1), size[1] // 2 ** (layer + 1))
+            )
             same(features.tokens, stage.flatten(1, 2))
         encoder = build(kind)
         same(encoder(pixels(*size)).tokens, model(pixels(*size)).last_hidden_state.flatten(1, 2))

@@ -33,7 +33,13 @@ CONFIGS = {
     "dinov3_convnext": CONV | {"layer_scale_init_value": 0.5},
     "dinov3_vit": VIT | {"num_register_tokens": 2},
     "florence_vision": DAVIT,
-    "hiera": {"embed_dim": 8, "image_size": [64, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "mlp_ratio": 2.0},
+    "hiera": {
+        "embed_dim": 8,
+        "image_size": [64, 64],
+        "depths": [1, 1, 2, 1],
+        "num_heads": [1, 1, 2, 2],
+        "mlp_ratio": 2.0,
+    },
     "idefics2_vision": VIT,
     "idefics3_vision": VIT,
     "instructblip_vision_model": VIT,
@@ -105,7 +111,9 @@ def cut(images, side):
     rows, columns = images.shape[2] // side, images.shape[3] // side
     return torch.stack(
         [
-            torch.stack([image[:, y, x] for y in range(r * side, r * side + side) for x in range(c * side, c * side + side)])
+            torch.stack(
+                [image[:, y, x] for y in range(r * side, r * side + side) for x in range(c * side, c * side + side)]
+            )
             for image in images
             for r in range(rows)
             for c in range(columns)
