@@ -138,12 +138,13 @@ def indicators(batch: Batch) -> Tensor:
     for number, image in enumerate(batch.images):
         where = (batch.owner == number).nonzero()
         start, grid, column, row, end = OVIS_INDICATORS
-        cells = [view.cell for view in image.views[0]]
-        per_view = (len(where) - 2 - 1 - sum(cell is not None for cell in cells)) // len(cells)
+        tiles = [view.cell for view in image.views[0] if view.cell is not None]
+        per_view = (len(where) - 3 - max(0, len(tiles) - 1)) // image.count
         marks = [start, *[IMAGE] * per_view, grid]
-        for cell, following in zip(cells[1:], [*cells[2:], None], strict=True):
-            same = following is not None and following[0] == cell[0]
-            marks += [*[IMAGE] * per_view, column if same else row]
+        for cell, following in zip(tiles, [*tiles[1:], None], strict=True):
+            marks += [IMAGE] * per_view
+            if following is not None:
+                marks.append(column if following[0] == cell[0] else row)
         marks.append(end)
         for (sample, position), mark in zip(where.tolist(), marks, strict=True):
             ids[sample, position] = mark
