@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,14 @@ class Connector(nn.Module, ABC):
     def attach(self, llm: nn.Module) -> None:
         """Put what the connector owns into the LLM; a no-op except for routes inside the LLM. Called once."""
 
+    def question(self, text: str) -> list[int] | None:
+        """The ids that the op reads of what is asked about an image (`Features.question`); None: it reads nothing."""
+        return None
+
+    def tokenizer(self) -> Any:
+        """What makes these ids, so that it is saved with the model; None where there is none."""
+        return None
+
     def route(self) -> Route:
         """Where the tokens go: the sequence, unless the op says otherwise."""
         return SequenceRoute()
@@ -69,10 +78,16 @@ class Chain(nn.Module):
         self.ops = nn.ModuleList(ops)
         self.packer = packer
 
-    def forward(self, features: Sequence[Features]) -> Features:
-        """One `Features` [N, T_i, C_i] per encoder, of the same N views -> Features in the LLM's width."""
+    def forward(self, features: Sequence[Features], question: Tensor | None = None) -> Features:
+        """One `Features` [N, T_i, C_i] per encoder, of the same N views -> Features in the LLM's width.
+
+        Args:
+            features: of each encoder.
+            question: long [N, L], see `Features.question`.
+        """
         adapted = [_through(own, one) for own, one in zip(self.adapters, features, strict=True)]
-        return _through(self.ops, adapted[0] if self.merge is None else self.merge(adapted))
+        merged = adapted[0] if self.merge is None else self.merge(adapted)
+        return _through(self.ops, replace(merged, question=question))
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of one view's output, from one shape per encoder."""
@@ -98,6 +113,11 @@ class Chain(nn.Module):
         if self.packer is None:
             return list(shapes)
         return [Shape(self.packer.count(shapes, image), shapes[0].width)]
+
+    def question(self, text: str) -> list[int] | None:
+        """The ids that an op reads of what is asked about an image; None where none does."""
+        ops: Any = self.ops
+        return next((ids for op in ops if (ids := op.question(text)) is not None), None)
 
     def attach(self, llm: nn.Module) -> None:
         """Put what the connector owns into the LLM; a no-op except for routes inside the LLM."""

@@ -114,10 +114,12 @@ def export_folder(model: VLM, out: str | Path, *, architecture: str | None = Non
 
 def config_facts(config: Any) -> dict[str, Any]:
     """A transformers config as plain data, its inner configs too."""
+    from transformers import PreTrainedConfig
+
     facts = config_fields(config)
-    for name, value in facts.items():
+    for name in facts:
         inner = getattr(config, name, None)
-        if isinstance(value, dict) and hasattr(inner, "model_type"):
+        if isinstance(inner, PreTrainedConfig):
             facts[name] = config_fields(inner)
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 

@@ -235,11 +235,12 @@ class Names:
         strange = []
         for name, tensor in state.items():
             places = self._places(name)
-            if places:
+            unused = name.startswith(self._extra) and not any(ours in shapes for ours, _, _ in places)
+            if unused:
+                extra[name] = tensor
+            elif places:
                 for ours, number, part in _shared_out(places, tensor, shapes):
                     parts.setdefault(ours, {})[number] = part
-            elif name.startswith(self._extra):
-                extra[name] = tensor
             else:
                 strange.append(name)
         beyond = [name for name in parts if name not in shapes]

@@ -1,6 +1,5 @@
 """Any vision tower of transformers against the library called directly, every parameter perturbed."""
 
-
 import pytest
 import torch
 

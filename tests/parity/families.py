@@ -38,7 +38,6 @@ class Family:
     ids: Callable[[Batch], Tensor] = lambda batch: batch.input_ids.masked_fill(batch.owner >= 0, IMAGE)
     images: tuple[tuple[int, int], ...] = ((48, 40), (30, 61), (64, 32))
     """(width, height) of the test's images."""
-    tie: bool | None = None
 
 
 def reference(name: str, attention: str = "eager") -> Any:
@@ -105,6 +104,14 @@ def masked(model: Any, batch: Batch) -> dict[str, Any]:
         pixels[number, :, : view.shape[1], : view.shape[2]] = view
         mask[number, : view.shape[1], : view.shape[2]] = True
     return {"pixel_values": pixels, "pixel_mask": mask}
+
+
+def asked(model: Any, batch: Batch) -> dict[str, Any]:
+    """InstructBLIP: the question's ids beside each image."""
+    (group,) = batch.groups
+    assert group.question is not None
+    ids, mask = group.question.clamp(min=0), (group.question >= 0).long()
+    return {**flat(model, batch), "qformer_input_ids": ids, "qformer_attention_mask": mask}
 
 
 def two_sizes(_: Any, batch: Batch) -> dict[str, Any]:
@@ -372,6 +379,28 @@ FAMILIES: dict[str, Family] = {
             "image_token_index": IMAGE,
         },
         flat,
+        {},
+    ),
+    "instructblip": Family(
+        {
+            "model_type": "instructblip",
+            "vision_config": {**SIGLIP, "model_type": "instructblip_vision_model"},
+            "qformer_config": {
+                "model_type": "instructblip_qformer",
+                "hidden_size": 16,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "intermediate_size": 24,
+                "cross_attention_frequency": 2,
+                "encoder_hidden_size": 32,
+                "vocab_size": 270,
+                "max_position_embeddings": 64,
+            },
+            "text_config": TEXT,
+            "num_query_tokens": 5,
+            "image_token_index": IMAGE,
+        },
+        asked,
         {},
     ),
     "mistral3": Family(
