@@ -71,7 +71,9 @@ def draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
     builder = _Builder(bad_places=[problem.place for problem in found.problems])
     with planning():
         model = None if found.model is None else builder.model(found.model)
-    problems = [*found.problems, *builder.problems, *_stage_problems(found.stages, model)]
+        written_well = not any(problem.place.startswith("model.layout") for problem in builder.problems)
+        images = _image_problems(model) if model is not None and written_well else []
+    problems = [*found.problems, *builder.problems, *images, *_stage_problems(found.stages, model)]
     name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
     return Draft(name, found.recipe, found.stages, model, list(dict.fromkeys(problems)))
 
@@ -226,6 +228,31 @@ def construct(kind: registry.Registry[Any], part: PartSpec, facts: Mapping[str, 
 
 PARTS = ("encoders", "connector", "llm", "objective")
 """What a key of `train` may begin with; `objective` stands for parameters that an objective brings itself."""
+
+
+def _image_problems(model: VLM) -> list[Problem]:
+    """What the chat template, the packer and the layout refuse: images of a few shapes are laid out as in a sample.
+
+    An image that the views or the ops refuse is passed over: another one may be fine, and a sample says so itself.
+    """
+    try:
+        processor = model.processor
+    except ConfigError as error:
+        return error.under("model.llm").problems
+    problems: list[Problem] = []
+    encoder: Any = model.encoders[0]
+    height, width = encoder.image.size
+    for rows, columns in ((1, 1), (2, 3), (4, 1)):
+        try:
+            image = processor.plan(rows * height, columns * width)
+            processor.shapes(image)
+        except ConfigError:
+            continue
+        try:
+            processor.render(image)
+        except ConfigError as error:
+            problems += error.under("model").problems
+    return list(dict.fromkeys(problems))
 
 
 def _stage_problems(stages: Sequence[StageSpec | None], model: VLM | None) -> list[Problem]:
