@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.errors import ConfigError
 from vlm.features import Features, Shape, VisionTokens
-from vlm.packer import ImagePlan, Packer
+from vlm.packer import ImagePlan, Packer, Run, separate
 from vlm.routes import Route, SequenceRoute
 
 
@@ -108,11 +109,16 @@ class Chain(nn.Module):
                 sequences.append(packer(tokens[mine], shapes[mine], image))
         return VisionTokens(torch.cat(sequences), tuple(len(one) for one in sequences))
 
-    def runs(self, shapes: Sequence[Shape], image: ImagePlan) -> list[Shape]:
-        """The shapes of an image's token runs, from those of its views: one in all if there is a packer."""
-        if self.packer is None:
-            return list(shapes)
-        return [Shape(self.packer.count(shapes, image), shapes[0].width)]
+    def runs(self, shapes: Sequence[Shape], image: ImagePlan) -> list[Run]:
+        """The runs of an image's tokens, from the shapes of its views: one a view unless a packer joins them.
+
+        Raises:
+            ConfigError: the packer cannot take such views, or they overlap and there is none.
+        """
+        try:
+            return separate(shapes, image) if self.packer is None else self.packer.runs(shapes, image)
+        except ConfigError as error:
+            raise error.under("packer") from error
 
     def question(self, text: str) -> list[int] | None:
         """The ids that an op reads of what is asked about an image; None where none does."""

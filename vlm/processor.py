@@ -115,7 +115,7 @@ class Processor:
         """The image in the text: tags, and runs of as many placeholders as the route gives them."""
         runs = self._connector.runs(self.shapes(image), image)
         route = self._connector.route()
-        pieces = self.layout.render(number, image.size, image.views[0], runs)
+        pieces = self.layout.render(number, image.size, runs)
         return tuple(piece if isinstance(piece, str) else route.placeholders(piece) for piece in pieces)
 
     def seen(self, image: ImageLike) -> list[list[Image.Image]]:
@@ -130,7 +130,7 @@ class Processor:
     def tokens(self, height: int, width: int) -> int:
         """Visual tokens of an image of that size."""
         image = self.plan(height, width)
-        return sum(run.tokens for run in self._connector.runs(self.shapes(image), image))
+        return sum(run.shape.tokens for run in self._connector.runs(self.shapes(image), image))
 
     def positions(self, height: int, width: int) -> int:
         """Placeholders that an image of that size takes in the LLM's sequence."""
