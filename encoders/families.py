@@ -1,7 +1,7 @@
 """What transformers does not say of a vision model: the one place for facts by `model_type`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
@@ -69,6 +69,8 @@ class Family:
     """(config, pixels [N, 3, H, W]) -> keywords of the model's forward."""
     size: Callable[[Any], Size | None] = _image_size
     """config -> the size that the weights are made for; None where it does not tell."""
+    headless: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its config, where it has them, that say that there is no head."""
     floors: bool = False
     """Pixels that do not fill a patch are left out, as its own models do; all others are refused such sizes."""
     singly: bool = False
@@ -114,7 +116,7 @@ FAMILIES: dict[str, Family] = {
     "sam2_vision_model": _SAM2,
     "radio": Family(Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),  # it normalises by itself
     "siglip2_vision_model": Family(Statistics(HALF, HALF, "bilinear"), inputs=_naflex, size=_square),
-    "siglip_vision_model": _HALF,
+    "siglip_vision_model": Family(Statistics(HALF, HALF), headless={"vision_use_head": False}),
     "smolvlm_vision": _NAVIT_LANCZOS,
     "swin": _IMAGENET,
     "swinv2": _IMAGENET,

@@ -94,12 +94,15 @@ class Tower(Encoder):
         return self._grids[size]
 
     def resolved(self) -> dict[str, Any]:
+        config = saved_config(self._config, self.model)
+        off = {name: value for name, value in self._family.headless.items() if name in config}
+        taken_off = bool(self._anatomy.heads) and not self.head
         return {
-            "config": saved_config(self._config, self.model),
+            "config": config | off if taken_off else config,
             "layers": list(self.layers),
             "prefix": "keep" if self._keep else "drop",
             "norm": self.norm,
-            "head": self.head,
+            "head": not taken_off or bool(off),
             "image": saved_spec(self.image),
         }
 
