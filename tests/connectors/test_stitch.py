@@ -1,6 +1,7 @@
 """Stitching against transformers' own packing, and against slow loops where transformers has none."""
 
 import math
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,8 +48,21 @@ def anyres(size: Size, pinpoints: list[Size]) -> ImagePlan:
 def sizes(number: int, seed: int) -> list[Size]:
     """Image sizes of all aspects, odd ones and exact fits among them."""
     random = np.random.default_rng(seed)
-    drawn = [tuple(int(2**power) for power in random.uniform(5, 11.5, 2)) for _ in range(number - 6)]
+    drawn = [tuple(int(2**power) for power in random.uniform(5, 11.5, 2)) for _ in range(number - 16)]
+    drawn += [*inexact(12), *inexact(18)]
     return [*drawn, (336, 336), (672, 671), (1000, 1001), (480, 640), (20, 2000), (2000, 21)]  # type: ignore[list-item]
+
+
+@cache
+def inexact(columns: int) -> list[Size]:
+    """Sizes whose height in tokens is a whole number that floating point falls short of: a row more would go."""
+    found = []
+    for width in range(31, 700):
+        for height in range(3, width):
+            length = height * (columns / width)
+            if int(length) != round(length, 7) == int(round(length, 7)) and (columns - int(length)) % 2 == 0:
+                found.append((height, width))
+    return found[:5]
 
 
 def reference(kind: str, features: Tensor, size: Size, pinpoints: list[Size], newline: Tensor | None) -> Tensor:

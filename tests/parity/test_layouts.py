@@ -102,7 +102,9 @@ row: "\\n"
 def test_idefics3() -> None:
     tags = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     made = tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tags)
-    images = transformers.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 16})
+    images = transformers.Idefics3ImageProcessor(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 16}, resample=2
+    )
     processor = transformers.Idefics3Processor(images, made, image_seq_len=2)
     runs = [[*tiles((3, 4), 2), whole(2)], [*tiles((4, 4), 2), whole(2)], [*tiles((4, 2), 2), whole(2)]]
     assert ids(made, layout(IDEFICS3), runs, "<image>") == wanted(processor, "<image>", nested=True)

@@ -46,6 +46,7 @@ def text(layout: Layout, runs: list[Run], number: int = 0) -> str:
          "1/2.1/2=1:# 1/2.2/2=2:# 2/2.1/2=3:# 2/2.2/2=4:# "),
         ({"tile": "{row:02d}{tokens}"}, tiles(1, 2, 1), "01#01#"),
         ({"column": ",", "row": ";"}, [*tiles(2, 2, 1), whole(1)], "#,#;#,##"),
+        ({"column": ",", "row": ";"}, [*tiles(1, 2, 1), whole(2), *tiles(1, 2, 3)], "#,#" + "##" + "###,###"),
         ({"image": "{tiles}|{thumbnail}", "row": "\n"}, [*tiles(2, 1, 1), whole(1)], "#\n#|#"),
         ({"image": "{thumbnail}|{tiles}"}, [whole(1), whole(2), *tiles(1, 2, 1)], "###|##"),
         ({"line": "\n"}, [whole(6, (2, 3))], "###\n###"),
