@@ -260,7 +260,8 @@ def test_unit_norm_has_length_one() -> None:
 
 
 def test_a_qformer_that_reads_the_question_says_when_there_is_none() -> None:
-    op = QFormer(W, OUT, latents=3, depth=2, width=8, heads=2, text=TextOptions(tokenizer="bytes", vocabulary=7, length=4))
+    text = TextOptions(tokenizer="bytes", vocabulary=7, length=4)
+    op = QFormer(W, OUT, latents=3, depth=2, width=8, heads=2, text=text)
     features = tokens((2, 2), W)
     with pytest.raises(RuntimeError, match="without one"):
         op(features)
