@@ -68,7 +68,8 @@ def _rolled(config: Any, tokens: Tensor, size: Size) -> Tensor:
     while maps.shape[1] > 1:
         maps = maps.unflatten(1, (-1, down, across))  # [N, before, s, s, h, w, C]
         maps = maps.permute(0, 1, 4, 2, 5, 3, 6).flatten(4, 5).flatten(2, 3)
-    return maps.flatten(1, 3)
+    flat: Tensor = maps.flatten(1, 3)
+    return flat
 
 
 @dataclass(frozen=True)

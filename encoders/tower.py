@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -177,8 +178,8 @@ class Tower(Encoder):
         blocks = [self.model.get_submodule(name) for name in self._anatomy.blocks[: max(1, *numbers)]]
         stop = None if after is None else self.model.get_submodule(after)
         if not self._family.singly:
-            return hidden_states(lambda: self._call(pixels), blocks, numbers, stop)
-        found = [hidden_states(lambda one=one: self._call(one), blocks, numbers, stop) for one in pixels.split(1)]
+            return hidden_states(partial(self._call, pixels), blocks, numbers, stop)
+        found = [hidden_states(partial(self._call, one), blocks, numbers, stop) for one in pixels.split(1)]
         return {number: torch.cat([states[number] for states in found]) for number in numbers}
 
     def _tokens(self, state: Tensor, size: Size) -> Tensor:
