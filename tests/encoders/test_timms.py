@@ -175,7 +175,6 @@ def test_a_file_that_lacks_parameters_is_refused(tmp_path):
         ({"model": "test_vit", "layers": (7,)}, "layers", "no layer 7"),
         ({"model": "test_vit", "size": (40, 64)}, "size", "height 40 is not a multiple of .* 16"),
         ({"model": "test_convnext", "layers": (-1, -2)}, "layers", "one grid.*layer -1: 5x5, layer -2: 10x10"),
-        ({"model": "test_convnext", "prefix": "keep"}, "prefix", "no prefix tokens"),
         ({"model": "test_vit", "config": {"dept": 2}}, "config", "dept"),
         ({"model": "test_vit", "weights": "x", "pretrained": True}, "weights", "not both"),
         ({"model": "test_vit", "config": {"patch_size": 0}}, "config", "ZeroDivision|division|by zero"),
@@ -230,3 +229,12 @@ def test_folder_of_another_model(tmp_path):
     saved(tmp_path, "cls", 48)
     with pytest.raises(ConfigError, match="holds a `vit_tiny_patch16_224`, not a `test_vit`"):
         Timm(model="test_vit", weights=str(tmp_path))
+
+
+def test_tags_of_weights_are_known():
+    with planning():
+        encoder = Timm(model="vit_so400m_patch14_siglip_384.webli", pretrained=True)
+    assert encoder.image.size == (384, 384)
+    assert encoder.shape().grid == (27, 27)
+    with pytest.raises(ConfigError, match=r"did you mean `vit_so400m_patch14_siglip_384\.webli`"):
+        Timm(model="vit_so400m_patch14_siglip_384.weblii")
