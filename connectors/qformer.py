@@ -1,5 +1,7 @@
 """Q-Former: a BERT of learned queries that look at the image in every few layers."""
 
+from typing import Any
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -9,14 +11,17 @@ from vlm.connector import Connector
 from vlm.errors import ConfigError, positive
 from vlm.features import Features, Shape
 from vlm.layers import Activation, FeedForward
+from vlm.tokenizers import question_tokenizer
 
 
 class TextOptions(BaseModel):
     """The question goes into the Q-Former beside its queries."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    tokenizer: str
+    """`bytes`, a hub id or a folder: how the question becomes ids."""
     vocabulary: int = Field(ge=1)
-    """Number of token ids."""
+    """Rows of the embedding, not fewer than the tokenizer has tokens."""
     length: int = Field(default=512, ge=1)
     """Longest text in tokens."""
 
@@ -35,7 +40,7 @@ class QFormer(Connector):
         mlp_ratio: width of the feed-forward part relative to the layers'.
         activation: of the feed-forward part.
         eps: of the norms.
-        text: `{vocabulary, length}`: the question's ids (`Features.question`) are embedded and take part in the
+        text: `{tokenizer, vocabulary, length}`: the question's ids (`Features.question`) are embedded and take part in the
             queries' self-attention (InstructBLIP, arXiv 2305.06500).
     """
 
@@ -60,6 +65,8 @@ class QFormer(Connector):
             raise ConfigError(problems)
         self.out_width = out_width
         self.latents = nn.Parameter(torch.randn(latents, width) * 0.02)
+        self._tokenizer = None if text is None else question_tokenizer(text.tokenizer)
+        self._length = 0 if text is None else text.length
         self.words = None if text is None else nn.Embedding(text.vocabulary, width)
         self.places = None if text is None else nn.Embedding(text.length, width)
         self.norm = nn.LayerNorm(width, eps=eps)
@@ -96,6 +103,16 @@ class QFormer(Connector):
 
     def shape(self, shape: Shape) -> Shape:
         return Shape(len(self.latents), self.out_width)
+
+    def question(self, text: str) -> list[int] | None:
+        """The question as ids of its own tokenizer, cut at the longest that it takes."""
+        if self._tokenizer is None:
+            return None
+        ids: list[int] = self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"]
+        return ids
+
+    def tokenizer(self) -> Any:
+        return self._tokenizer
 
     def _text(self, features: Features) -> tuple[Tensor | None, Tensor | None]:
         """The question's embeddings [N, L, C], and which of [queries; question] are real, bool [N, 1, 1, Q + L]."""

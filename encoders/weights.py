@@ -76,6 +76,6 @@ def _files(weights: str) -> dict[str, str]:
 
 def _cached(weights: str, name: str) -> Any:
     """Path of a file of the folder or hub id; None where it has no such file."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     return cached_file(weights, name, _raise_exceptions_for_missing_entries=False)

@@ -71,8 +71,10 @@ def draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
     builder = _Builder(bad_places=[problem.place for problem in found.problems])
     with planning():
         model = None if found.model is None else builder.model(found.model)
+        written_well = not any(problem.place.startswith("model.layout") for problem in builder.problems)
+        images = _image_problems(model) if model is not None and written_well else []
         stages = stage_problems(found, model)
-    problems = [*found.problems, *builder.problems, *stages]
+    problems = [*found.problems, *builder.problems, *images, *stages]
     name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
     return Draft(name, found.recipe, found.stages, model, list(dict.fromkeys(problems)))
 
@@ -207,3 +209,28 @@ class _Builder:
 def _place(place: str, parts: Sequence[PartSpec], number: int) -> str:
     """Where a part of a list stands in the recipe; a list of one may be written without its brackets."""
     return join(place, number if len(parts) > 1 else "")
+
+
+def _image_problems(model: VLM) -> list[Problem]:
+    """What the chat template, the packer and the layout refuse: images of a few shapes are laid out as in a sample.
+
+    An image that the views or the ops refuse is passed over: another one may be fine, and a sample says so itself.
+    """
+    try:
+        processor = model.processor
+    except ConfigError as error:
+        return error.under("model.llm").problems
+    problems: list[Problem] = []
+    encoder: Any = model.encoders[0]
+    height, width = encoder.image.size
+    for rows, columns in ((1, 1), (2, 3), (4, 1)):
+        try:
+            image = processor.plan(rows * height, columns * width)
+            processor.shapes(image)
+        except ConfigError:
+            continue
+        try:
+            processor.render(image)
+        except ConfigError as error:
+            problems += error.under("model").problems
+    return list(dict.fromkeys(problems))

@@ -1,4 +1,4 @@
-"""Models of transformers as models of the kit, and back; in memory and on disk. The architectures are in `vlm.keymap`."""
+"""Models of transformers as models of the kit, and back; in memory and on disk. See `vlm.keymap`."""
 
 import json
 import tempfile
@@ -15,6 +15,7 @@ from vlm.model import VLM
 from vlm.recipe import ModelSpec
 from vlm.saving import Origin
 from vlm.schema import validate
+from vlm.template import get, has, put
 from vlm.weights import config_fields, no_init
 
 
@@ -57,13 +58,19 @@ def to_transformers(model: VLM, *, architecture: str | None = None) -> Any:
         KeysError: a parameter on either side is left over.
     """
     keymap, facts = _architecture(model, architecture)
+    placeholder = model.processor.chat.placeholder_id
+    if not has(facts, keymap.placeholder):
+        put(facts, keymap.placeholder, placeholder)
     config = _config(facts)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.origin is not None:
         state |= model.origin.carried
     wanted = {name: tensor.shape for name, tensor in _skeleton(config).state_dict().items()}
     renamed = keymap.names(model.llm).from_kit(state, wanted)
-    return _loaded(config, renamed, model.attention).train(model.training)
+    other = _loaded(config, renamed, model.attention)
+    if get(facts, keymap.placeholder) == placeholder >= other.get_input_embeddings().num_embeddings:
+        other.resize_token_embeddings(placeholder + 1, mean_resizing=False)  # it is looked up there, and replaced
+    return other.train(model.training)
 
 
 def import_folder(folder: str, out: str | Path) -> Path:
@@ -74,9 +81,14 @@ def import_folder(folder: str, out: str | Path) -> Path:
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+    loader: Any = AutoModelForImageTextToText
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # no code of the folder runs, nothing is unpickled
+        safe = {"trust_remote_code": False, "use_safetensors": True}
+        model, info = loader.from_pretrained(
+            folder, output_loading_info=True, dtype="auto", ignore_mismatched_sizes=True, **safe
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(f"`{folder}` cannot be read as a vision-language model: {_line(error)}") from error
     _check_info(folder, info)
@@ -102,19 +114,22 @@ def export_folder(model: VLM, out: str | Path, *, architecture: str | None = Non
 
 def config_facts(config: Any) -> dict[str, Any]:
     """A transformers config as plain data, its inner configs too."""
+    from transformers import PreTrainedConfig
+
     facts = config_fields(config)
-    for name, value in facts.items():
+    for name in facts:
         inner = getattr(config, name, None)
-        if isinstance(value, dict) and hasattr(inner, "model_type"):
+        if isinstance(inner, PreTrainedConfig):
             facts[name] = config_fields(inner)
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
 
 def default_preprocessor(model_type: str) -> dict[str, Any]:
     """The fields of a model type's image processor at their defaults; none where transformers has no such processor."""
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as names
-
     import transformers
+    from transformers.models.auto.image_processing_auto import (  # type: ignore[attr-defined]
+        IMAGE_PROCESSOR_MAPPING_NAMES as names,
+    )
 
     known = names.get(model_type)
     options = (
@@ -153,20 +168,20 @@ def _built(spec: dict[str, Any], tokenizer: Any, attention: str) -> VLM:
 
 def _architecture(model: VLM, architecture: str | None) -> tuple[KeyMap, dict[str, Any]]:
     """The key map that fits, and the other config's fields."""
-    names = [architecture] if architecture else list(shipped())
-    nearest: list[Problem] | None = None
     base = model.origin.facts if model.origin is not None else {}
-    for keymap in (load_keymap(name) for name in names):
+    maps = [load_keymap(name) for name in ([architecture] if architecture else shipped())]
+    nearest: list[Problem] | None = None
+    for keymap in sorted(maps, key=lambda one: not one.fits(base)):  # where it came from is the first that is tried
         facts, problems = keymap.facts(model.spec)
-        merged = _merged(base, facts) if keymap.fits(base) else facts
-        merged.update({path: value for path, value in keymap.when[0].items() if "." not in path and path not in merged})
+        facts = _merged(base if keymap.fits(base) else {}, facts)
         if not problems:
-            return keymap, merged
+            problems = keymap.conditions(facts)
+        if not problems:
+            return keymap, facts
         if nearest is None or len(problems) < len(nearest):
             nearest = problems
-    raise ConfigError(
-        [Problem("", "no architecture of transformers is assembled so; the nearest differs in"), *(nearest or [])]
-    )
+    message = f"no architecture of transformers is assembled so; the nearest of {len(maps)} differs in"
+    raise ConfigError([Problem("", message), *(nearest or [])])
 
 
 def _merged(base: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +231,7 @@ def _check_info(name: str, info: Mapping[str, Any]) -> None:
 
 def _chat_template(folder: str) -> str | None:
     """A processor's own template, which newer folders keep beside the tokenizer."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     for name in ("chat_template.jinja", "chat_template.json"):
         path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)

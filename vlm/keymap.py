@@ -6,7 +6,9 @@ A key map is a YAML file in `vlm/keymaps` (or anywhere, given by its path):
     model:  the model part of a recipe, with holes for fields of the other config (see `vlm.template`)
     keys:   its parameter names -> ours; a name or the beginning of one up to a dot. `{n}` is a number, `{n+1}` the next
             one; `{llm}` and `{head}` on our side are the LLM's own names for its body and its output embedding.
-            Several names on our side share the rows; `| transpose` swaps the two axes of a matrix.
+            Several names on our side share its rows; `| rows 1/2` says that it is the first half of ours.
+    placeholder: the field of the other config that holds the id of the token that stands for an image
+    implied: fields of the other config that follow from others, as holes
     extra:  parameters (beginnings of names) that the kit does not use but carries along
 """
 
@@ -24,7 +26,10 @@ from vlm import registry
 from vlm.errors import ConfigError, Problem, unknown
 from vlm.recipe import read_yaml
 from vlm.schema import completed as defaulted
-from vlm.template import fill, get, match
+from vlm.template import fill, get, is_there, match, put
+
+Place = tuple[str, int, int]
+"""(name of our parameter, number of the part of its rows, number of parts)."""
 
 
 class KeysError(ValueError):
@@ -38,6 +43,8 @@ class KeyMap:
     name: str
     model: dict[str, Any]
     keys: dict[str, str | list[str]]
+    placeholder: str
+    implied: dict[str, Any] = field(default_factory=dict)
     when: list[dict[str, Any]] = field(default_factory=list)
     """Alternatives, each with all of its fields."""
     extra: tuple[str, ...] = ()
@@ -53,16 +60,50 @@ class KeyMap:
             ConfigError: the config lacks a field.
         """
         try:
-            return dict(fill(self.model, facts))
+            spec = dict(fill(self.model, facts))
+            implied = {path: (fill(hole, facts), get(facts, path)) for path, hole in self.implied.items()}
         except ConfigError as error:
             raise ConfigError(f"key map `{self.name}`: {error}") from error
+        wrong = [
+            Problem(path, f"`{own}`, but it must be `{follows}`")
+            for path, (follows, own) in implied.items()
+            if follows != own
+        ]
+        if wrong:
+            raise ConfigError(wrong, source=f"the config ({self.name})")
+        return spec
 
     def facts(self, spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """The fields of the other config for a resolved spec, and the slots that this architecture has otherwise."""
         template, found = completed(self.model), completed(spec)
         for wanted, own in zip(template["encoders"], found["encoders"], strict=False):
             own["name"] = _same_kind(wanted["name"], own["name"])
-        return match(template, found, what=f"`{self.name}`")
+        facts, problems = match(template, found, what=f"`{self.name}`")
+        if not problems:
+            for path, hole in self.implied.items():
+                put(facts, path, fill(hole, facts))
+        return facts, problems
+
+    def conditions(self, facts: dict[str, Any]) -> list[Problem]:
+        """What `when` wants of facts from `facts`, one alternative of which must hold; what they lack is put in."""
+        missed = [
+            {
+                path: value
+                for path, value in case.items()
+                if not _allows(value, get(facts, path)) and is_there(get(facts, path))
+            }
+            for case in self.when
+        ]
+        best = min(range(len(missed)), key=lambda number: len(missed[number]))
+        if missed[best]:
+            return [
+                Problem(path, f"`{get(facts, path)}`, but `{self.name}` has `{value}`")
+                for path, value in missed[best].items()
+            ]
+        for path, value in self.when[best].items():
+            if not is_there(get(facts, path)):
+                put(facts, path, value[0] if isinstance(value, list) else value)
+        return []
 
     def names(self, llm: Any) -> "Names":
         """The parameter names of this architecture for one LLM."""
@@ -72,6 +113,7 @@ class KeyMap:
 
 
 def _allows(allowed: Any, value: Any) -> bool:
+    value = value if is_there(value) else None
     return value in allowed if isinstance(allowed, list) else value == allowed
 
 
@@ -91,13 +133,14 @@ def load_keymap(name: str) -> KeyMap:
     if not path.is_file():
         raise ConfigError(unknown("key map", name, shipped()) + ", or the path of a YAML file")
     data = read_yaml(path)
-    known = ("description", "when", "model", "keys", "extra")
+    known = ("description", "when", "model", "keys", "placeholder", "implied", "extra")
     problems = [Problem(key, unknown("key", key, known)) for key in data if key not in known]
-    problems += [Problem(key, "is missing") for key in ("when", "model", "keys") if key not in data]
+    problems += [Problem(key, "is missing") for key in ("when", "model", "keys", "placeholder") if key not in data]
     if problems:
         raise ConfigError(problems, source=str(path))
     when = data["when"] if isinstance(data["when"], list) else [data["when"]]
-    return KeyMap(path.stem, listed(data["model"]), data["keys"], when, tuple(data.get("extra", ())))
+    rest = {"implied": data.get("implied", {}), "when": when, "extra": tuple(data.get("extra", ()))}
+    return KeyMap(path.stem, listed(data["model"]), data["keys"], data["placeholder"], **rest)
 
 
 def find_keymap(facts: Mapping[str, Any]) -> KeyMap:
@@ -187,26 +230,33 @@ class Names:
         Raises:
             KeysError: names that no rule knows, or that our model lacks; names of our model that are left without.
         """
-        found: dict[str, Tensor] = {}
+        parts: dict[str, dict[int, Tensor]] = {}
         extra: dict[str, Tensor] = {}
         strange = []
         for name, tensor in state.items():
-            rule = next((rule for rule in self._rules if rule.theirs(name) is not None), None)
-            if rule is not None:
-                found |= _split(rule.theirs(name), rule.shape(tensor), shapes)  # type: ignore[arg-type]
-            elif name.startswith(self._extra):
+            places = self._places(name)
+            unused = name.startswith(self._extra) and not any(ours in shapes for ours, _, _ in places)
+            if unused:
                 extra[name] = tensor
+            elif places:
+                for ours, number, part in _shared_out(places, tensor, shapes):
+                    parts.setdefault(ours, {})[number] = part
             else:
                 strange.append(name)
-        beyond = [name for name in found if name not in shapes]
-        missing = [name for name in shapes if name not in found]
+        beyond = [name for name in parts if name not in shapes]
+        missing = [name for name in shapes if name not in parts]
+        sides = {
+            "the key map does not know": strange,
+            "the kit's model does not have": beyond,
+            "nothing gives": missing,
+        }
         if strange or beyond or missing:
-            raise KeysError(
-                _sides(
-                    {"the key map does not know": strange, "the kit's model has no": beyond, "nothing gives": missing}
-                )
-            )
-        return found, extra
+            raise KeysError(_complaint(sides))
+        joined = {
+            name: torch.cat([own[n] for n in sorted(own)]) if len(own) > 1 else own[min(own)]
+            for name, own in parts.items()
+        }
+        return {name: _as(tensor, shapes[name], name) for name, tensor in joined.items()}, extra
 
     def from_kit(self, state: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """The other model's state dict.
@@ -221,56 +271,62 @@ class Names:
         found: dict[str, Tensor] = {}
         used: set[str] = set()
         for name, shape in wanted.items():
-            if name in state:
-                found[name], used = state[name], used | {name}
-                continue
-            rule = next((rule for rule in self._rules if rule.theirs(name) is not None), None)
-            ours = [] if rule is None else rule.theirs(name)
-            if rule is not None and ours and all(one in state for one in ours):
-                parts = [state[one] for one in ours]
-                found[name] = _as(rule.shape(parts[0] if len(parts) == 1 else torch.cat(parts)), shape, name)
-                used |= set(ours)
+            places = [(name, 0, 1)] if name in state else self._places(name)
+            if places and all(ours in state for ours, _, _ in places):
+                parts = [state[ours].chunk(count)[number] for ours, number, count in places]
+                flat = [part if part.ndim == len(shape) or len(parts) == 1 else part[None] for part in parts]
+                found[name] = _as(torch.cat(flat) if len(flat) > 1 else flat[0], shape, name)
+                used |= {ours for ours, _, _ in places}
         left, missing = [name for name in state if name not in used], [name for name in wanted if name not in found]
         if left or missing:
-            raise KeysError(_sides({"have no place there": left, "are lacking here": missing}))
+            raise KeysError(_complaint({"have no place there": left, "are lacking here": missing}))
         return found
+
+    def _places(self, name: str) -> list[Place]:
+        """Where the rows of one of their parameters are among ours; none if no rule knows it."""
+        return next((places for rule in self._rules if (places := rule.places(name))), [])
 
 
 class _Rule:
     def __init__(self, theirs: str, ours: str | list[str], words: Mapping[str, str]) -> None:
-        targets = [ours] if isinstance(ours, str) else ours
-        self._transpose = any(target.endswith("| transpose") for target in targets)
-        self._ours = [_worded(target.removesuffix("| transpose").strip(), words) for target in targets]
+        self._ours = [_target(target, words) for target in ([ours] if isinstance(ours, str) else ours)]
         pattern = re.escape(theirs).replace(r"\{n\}", r"(?P<n>\d+)")
         self._pattern = re.compile(pattern + ("(?P<rest>.*)$" if theirs.endswith(".") else "$"))
 
-    def theirs(self, name: str) -> list[str] | None:
-        """Our names for one of theirs; None if the rule is not about it."""
+    def places(self, name: str) -> list[Place]:
         found = self._pattern.match(name)
         if found is None:
-            return None
+            return []
         groups = found.groupdict()
         number = int(groups["n"]) if groups.get("n") else 0
-        ours = [one.replace("{n}", str(number)).replace("{n+1}", str(number + 1)) for one in self._ours]
-        return [one + groups.get("rest", "") for one in ours]
-
-    def shape(self, tensor: Tensor) -> Tensor:
-        return tensor.T if self._transpose else tensor
-
-
-def _worded(text: str, words: Mapping[str, str]) -> str:
-    for word, name in words.items():
-        text = text.replace(f"{{{word}}}", name)
-    return text
+        return [
+            (ours.replace("{n}", str(number)).replace("{n+1}", str(number + 1)) + groups.get("rest", ""), part, count)
+            for ours, part, count in self._ours
+        ]
 
 
-def _split(ours: list[str], tensor: Tensor, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
-    """Our parameters from one of theirs: rows shared out by our shapes, axes of length 1 as we have them."""
-    rows = [shapes[name][0] if name in shapes and len(shapes[name]) else 1 for name in ours]
-    if len(ours) > 1 and sum(rows) != len(tensor):
-        raise KeysError(f"{', '.join(ours)} have {rows} rows, and the parameter to share has {len(tensor)}")
-    for name, part in zip(ours, tensor.split(rows) if len(ours) > 1 else [tensor], strict=True):
-        yield name, _as(part, shapes[name], name) if name in shapes else part
+def _target(target: str, words: Mapping[str, str]) -> Place:
+    """`name | rows 1/2` -> (name, 0, 2), with the LLM's own names put in."""
+    name, _, rows = target.partition("| rows ")
+    for word, own in words.items():
+        name = name.replace(f"{{{word}}}", own)
+    part, _, count = rows.partition("/")
+    return (name.strip(), int(part) - 1, int(count)) if rows else (name.strip(), 0, 1)
+
+
+def _shared_out(
+    places: list[Place], tensor: Tensor, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, int, Tensor]]:
+    """(our parameter, number of the part, the part) from one of theirs; several share its rows by our shapes."""
+    if len(places) == 1:
+        yield places[0][0], places[0][1], tensor
+        return
+    rows = [shapes[ours][0] if ours in shapes and len(shapes[ours]) == tensor.ndim else 1 for ours, _, _ in places]
+    if sum(rows) != len(tensor):
+        names = ", ".join(ours for ours, _, _ in places)
+        raise KeysError(f"{names} have {rows} rows, and the parameter to share has {len(tensor)}")
+    for (ours, number, _), part in zip(places, tensor.split(rows), strict=True):
+        yield ours, number, part
 
 
 def _as(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
@@ -284,7 +340,7 @@ def _as(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
     return tensor.reshape(shape)
 
 
-def _sides(sides: Mapping[str, Sequence[str]]) -> str:
-    """The first names of each kind of complaint."""
+def _complaint(sides: Mapping[str, Sequence[str]]) -> str:
+    """The first names of each kind."""
     shown = [f"{len(names)} that {what}: {', '.join(names[:5])}" for what, names in sides.items() if names]
     return "parameters do not fit: " + "; ".join(shown)

@@ -51,7 +51,7 @@ def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
         raise ConfigError(Problem("config", "stands beside `weights`, which bring their own; give one of the two"))
     fields = None if spec.config is None else {**_token_fields(tokenizer, _told(spec) or len(tokenizer)), **spec.config}
     config = transformers_config(spec.weights if fields is None else None, fields)
-    attention = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
+    attention: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     llm = transformers_model(AutoModelForCausalLM, config, spec.weights, alone=True, dtype=_dtype(spec), **attention)
     _add_rows(llm, spec, tokenizer)
     _check_vocabulary(llm, tokenizer)

@@ -27,6 +27,10 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     _refuse_own_code(spec, folder)
     _check_files(folder)
     spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
+    spec = {
+        **spec,
+        "connector": [_with_tokenizer(op, folder / f"{TOKENIZER}_{n}") for n, op in enumerate(spec["connector"])],
+    }
     try:
         with no_init():
             model = build(validate(ModelSpec, spec))
@@ -38,6 +42,11 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones
     model.set_attention(model.attention)  # what the LLM was built with, in the other parts too
     return model.eval().to(device)
+
+
+def _with_tokenizer(op: dict[str, Any], place: Path) -> dict[str, Any]:
+    """An op that reads the question takes its tokenizer from the folder too."""
+    return {**op, "text": {**op["text"], "tokenizer": str(place.resolve())}} if place.is_dir() else op
 
 
 def _origin(config: dict[str, Any], folder: Path) -> Origin | None:

@@ -22,7 +22,7 @@ from vlm.images import ImageError, ImageLike
 from vlm.layout import Layout
 from vlm.processor import Example, Processor, SampleError
 from vlm.sample import Batch, Sample, ask
-from vlm.saving import Origin, save
+from vlm.saving import TOKENIZER, Origin, save
 from vlm.views import Views
 
 
@@ -124,7 +124,8 @@ class VLM(nn.Module):
         shapes: dict[int, Shape] = {}
         for group in batch.groups:
             features = self.connector(
-                [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)]
+                [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)],
+                group.question,
             )
             numbers = group.index.tolist()
             tokens |= zip(numbers, features.rows(), strict=True)
@@ -207,8 +208,11 @@ class VLM(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
         llm = {**self.spec["llm"], "attention": self.attention}  # another would give other last bits
-        spec = {**self.spec, "llm": llm}
-        return save(folder, self, spec=spec, tokenizer=self.tokenizer, origin=self.origin)
+        spec, tokenizers = {**self.spec, "llm": llm}, {TOKENIZER: self.tokenizer}
+        for number, op in enumerate(self.connector.ops):
+            if (tokenizer := op.tokenizer()) is not None:  # type: ignore[operator]
+                tokenizers[f"{TOKENIZER}_{number}"] = tokenizer
+        return save(folder, self, spec=spec, tokenizers=tokenizers, origin=self.origin)
 
     @property
     def attention(self) -> str:

@@ -156,7 +156,11 @@ connectors: Registry[Any] = Registry(
         "cross_attention": "vlm.connectors.cross_attention:CrossAttention",
     },
 )
-packers: Registry[Any] = Registry("packer", "vlm.packer:Packer", {})
+packers: Registry[Any] = Registry(
+    "packer",
+    "vlm.packer:Packer",
+    {"stitch": "vlm.connectors.stitch:Stitch", "separators": "vlm.connectors.separators:Separators"},
+)
 sources: Registry[Any] = Registry(
     "data source",
     "vlm.data:Source",

@@ -6,6 +6,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,12 @@ class WeightsError(ValueError):
 
 
 def save(
-    folder: str | Path, module: nn.Module, *, spec: dict[str, Any], tokenizer: Any, origin: Origin | None = None
+    folder: str | Path,
+    module: nn.Module,
+    *,
+    spec: dict[str, Any],
+    tokenizers: Mapping[str, Any],
+    origin: Origin | None = None,
 ) -> Path:
     """Write a model to `folder`. An older model there is replaced only once the new one is complete.
 
@@ -41,7 +47,7 @@ def save(
         folder: where to.
         module: whose parameters and buffers are saved.
         spec: the resolved model part of its recipe.
-        tokenizer: with its chat template.
+        tokenizers: by the name of the folder that each gets; the LLM's is `TOKENIZER`, with its chat template.
         origin: of an imported model.
     """
     from safetensors.torch import save_file
@@ -57,7 +63,8 @@ def save(
             save_file(origin.carried, str(fresh / CARRIED), metadata={"format": "pt"})
     (fresh / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf8")
     save_file(weights(module), str(fresh / WEIGHTS), metadata={"format": "pt"})
-    tokenizer.save_pretrained(str(fresh / TOKENIZER))
+    for name, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(str(fresh / name))
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)

@@ -1,9 +1,9 @@
 """A recipe with holes: filled from another program's config, or matched against a recipe to get that config back.
 
-A hole is a text `$path`, `$path|change`, `$path|change(other.path)` or either with `= default`: the value at the dotted
-`path`, brought to the kit's form by a named change (which has a way back, and may look at another field), or `default`
-(YAML) where the config has no such field. In a mapping the key `$` names a hole that gives the whole mapping; the other
-keys stand above it.
+A hole is a text `$path = default`: the value at the dotted `path`, or the default (YAML) where the config has no such
+field; without a default the field must be there. `$path|change` brings the value to the kit's form by a named change,
+`$path|change(other.path)` by one that looks at another field, `$path|{theirs: ours, ...}` by a table. In a mapping the
+key `$` names a hole that gives the whole mapping; the other keys stand above it.
 """
 
 import re
@@ -15,7 +15,9 @@ from PIL import Image
 
 from vlm.errors import ConfigError, Problem, join
 
-_HOLE = re.compile(r"^\$(?P<path>[\w.]+)(?:\|(?P<change>\w+)(?:\((?P<other>[\w.]+)\))?)?(?:\s*=\s*(?P<default>.+))?$")
+_HOLE = re.compile(
+    r"^\$(?P<path>[\w.]+)(?:\|(?:(?P<change>\w+)(?:\((?P<other>[\w.]+)\))?|(?P<table>\{.*?\})))?(?:\s*=\s*(?P<default>.+))?$"
+)
 _MISSING, _UNKNOWN = object(), object()
 
 
@@ -41,6 +43,20 @@ def fill(template: Any, facts: Mapping[str, Any], *, lacking: Any = None) -> Any
         if hole["default"] is None:
             raise ConfigError(f"the config has no field `{hole['path']}`")
         return yaml.safe_load(hole["default"])
+    try:
+        return _forth(hole, value, facts)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        if lacking is not None:
+            return lacking
+        raise ConfigError(f"`{hole['path']}` is `{_brief(value)}`, which the key map cannot read: {error}") from error
+
+
+def _forth(hole: Mapping[str, Any], value: Any, facts: Mapping[str, Any]) -> Any:
+    if hole["table"]:
+        table = yaml.safe_load(hole["table"])
+        if value not in table:
+            raise ConfigError(f"`{hole['path']}` is `{value}`; the key map knows {', '.join(map(str, table))}")
+        return table[value]
     return CHANGES[hole["change"]][0](value, _other(hole, facts)) if hole["change"] else value
 
 
@@ -60,7 +76,7 @@ def match(template: Any, found: Any, *, what: str) -> tuple[dict[str, Any], list
     holes = sorted(_holes(template, found), key=lambda hole: (isinstance(hole[1], dict), bool(hole[0]["change"])))
     for wholes in (True, False):  # a whole mapping before its fields
         for hole, value in holes:
-            if isinstance(value, dict) == wholes:
+            if isinstance(value, dict) == wholes and not _one_way(hole):
                 put(facts, hole["path"], _back(hole, value, facts))
     filled = fill(template, facts, lacking=_UNKNOWN)
     return facts, list(_differences(filled, found, "", what))
@@ -77,7 +93,12 @@ def get(facts: Any, path: str) -> Any:
 
 def has(facts: Any, path: str) -> bool:
     """Whether there is a value at a dotted path."""
-    return get(facts, path) is not _MISSING
+    return is_there(get(facts, path))
+
+
+def is_there(value: Any) -> bool:
+    """Whether `get` has found a value."""
+    return value is not _MISSING
 
 
 def put(facts: dict[str, Any], path: str, value: Any) -> None:
@@ -119,7 +140,8 @@ def _holes(template: Any, found: Any) -> Iterator[tuple[dict[str, Any], Any]]:
 
 def _differences(wanted: Any, found: Any, place: str, what: str) -> Iterator[Problem]:
     if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in {**wanted, **found}:
+        other = wanted.get("name") != found.get("name")  # another part: its options say nothing
+        for key in ["name"] if other else {**wanted, **found}:
             yield from _differences(wanted.get(key), found.get(key), join(place, key), what)
     elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
@@ -132,15 +154,25 @@ def _differences(wanted: Any, found: Any, place: str, what: str) -> Iterator[Pro
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    """A value in a message; of parts their names."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return ", ".join(item["name"] for item in value)
+    text = str(value["name"] if isinstance(value, dict) and "name" in value else value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _one_way(hole: Mapping[str, Any]) -> bool:
+    return bool(hole["change"]) and CHANGES[hole["change"]][1] is None
+
+
 def _back(hole: Mapping[str, Any], value: Any, facts: Mapping[str, Any]) -> Any:
-    if not hole["change"]:
+    if hole["table"]:
+        return {ours: theirs for theirs, ours in yaml.safe_load(hole["table"]).items()}.get(value, value)
+    back = CHANGES[hole["change"]][1] if hole["change"] else None
+    if back is None:
         return value
     try:
-        return CHANGES[hole["change"]][1](value, _other(hole, facts))
+        return back(value, _other(hole, facts))
     except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError):
         return value  # then filling again gives something else, and the difference is reported
 
@@ -152,27 +184,32 @@ def _inverse(value: Any, _: Any) -> Any:
     return round(1 / value) if value < 1 else 1 / value
 
 
-CHANGES: dict[str, tuple[Change, Change]] = {
+CHANGES: dict[str, tuple[Change, Change | None]] = {
     # one layer or several
     "list": (
         lambda value, _: list(value) if isinstance(value, (list, tuple)) else [value],
         lambda value, _: value[0] if len(value) == 1 else value,
     ),
-    # what becomes of CLS
-    "prefix": (
-        lambda value, _: {"default": "drop", "full": "keep"}[value],
-        lambda value, _: {"drop": "default", "keep": "full"}[value],
-    ),
-    # a side of a square, or (height, width), or a mapping of them
-    "square": (
-        lambda value, _: _sides(value),
-        lambda value, _: value[0] if value[0] == value[1] else value,
-    ),
+    # the side of a square, and its two sides; `sides` reads either, where it follows from a config of its own
+    "square": (lambda value, _: [value, value], lambda value, _: value[0] if value[0] == value[1] else value),
+    "sides": (lambda value, _: _sides(value), None),
     # a ratio and the factor by which it divides
     "inverse": (_inverse, _inverse),
     # a number relative to another field's
-    "over": (lambda value, other: value / other, lambda value, other: _whole(value * other)),
+    "over": (lambda value, other: _whole(value / other), lambda value, other: _whole(value * other)),
     "times": (lambda value, other: value * other, lambda value, other: _whole(value / other)),
+    "minus": (lambda value, other: value - other, lambda value, other: value + other),
+    # what follows from a field that stands elsewhere as well
+    "half": (lambda value, _: value // 2, None),
+    "double": (lambda value, _: 2 * value, None),
+    "fourfold": (lambda value, _: 4 * value, None),
+    "after_first": (lambda value, _: value[0] + 1, None),
+    "fourfold_patches": (lambda size, patch: [4 * (size // patch)] * 2, None),
+    # one number for three channels, or three
+    "thrice": (
+        lambda value, _: [value] * 3 if isinstance(value, (int, float)) else value,
+        lambda value, _: value[0] if len(set(value)) == 1 else value,
+    ),
     # sizes of canvases in pixels, and in tiles of another field's side
     "cells": (
         lambda value, tile: [[height // _side(tile, 0), width // _side(tile, 1)] for height, width in value],
@@ -186,7 +223,7 @@ CHANGES: dict[str, tuple[Change, Change]] = {
         lambda value, _: int(Image.Resampling[value.upper()]),
     ),
 }
-"""Name -> (from the config to the kit, and back); each is given the value and the other field's."""
+"""Name -> (from the config to the kit, and back if there is a way); each is given the value and the other field's."""
 
 
 def _whole(value: float) -> float:
@@ -199,8 +236,4 @@ def _side(size: Any, axis: int) -> int:
 
 
 def _sides(value: Any) -> list[int]:
-    if isinstance(value, Mapping):
-        names = ("height", "width") if "height" in value else ("longest_edge", "longest_edge")
-        names = ("shortest_edge", "shortest_edge") if "shortest_edge" in value else names
-        return [int(value[name]) for name in names]
-    return [int(value), int(value)] if isinstance(value, int) else [int(side) for side in value]
+    return [value, value] if isinstance(value, int) else [int(side) for side in value]

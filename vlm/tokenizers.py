@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm.errors import ConfigError, Problem, choices, join
 from vlm.sample import PLACEHOLDER
+from vlm.weights import is_planning
 
 PAD, START, END, USER, ASSISTANT = "<|pad|>", "<|start|>", "<|end|>", "<|user|>", "<|assistant|>"
 
@@ -96,6 +97,15 @@ def _check_tokens(tokens: Sequence[str]) -> None:
             problems.append(Problem(join("tokens", number), f"`{token}` cannot be a token of a recipe"))
     if problems:
         raise ConfigError(problems)
+
+
+def question_tokenizer(name: str) -> Any:
+    """A tokenizer for ops that read the question beside the LLM; a stand-in while planning, which needs no download.
+
+    Raises:
+        ConfigError: there is no such tokenizer.
+    """
+    return bytes_tokenizer() if name == "bytes" or is_planning() else _pretrained(name)
 
 
 def _pretrained(name: str) -> Any:

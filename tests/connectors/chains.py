@@ -15,7 +15,20 @@ from vlm.schema import check_options, given
 Op = str | dict[str, Any]
 
 
-def chain(ops: Sequence[Op], shape: Shape, out_width: int) -> Chain:
+class Line(Chain):
+    """A chain behind one encoder, called with that encoder's features alone."""
+
+    def __init__(self, ops: Sequence[Connector]) -> None:
+        super().__init__([[]], None, ops)
+
+    def forward(self, features: Features) -> Features:  # type: ignore[override]
+        return super().forward([features])
+
+    def shape(self, shape: Shape) -> Shape:  # type: ignore[override]
+        return super().shape([shape])
+
+
+def chain(ops: Sequence[Op], shape: Shape, out_width: int) -> Line:
     """Ops in order for features of `shape`; options go through the schema, as those of a recipe do."""
     made: list[Connector] = []
     for number, node in enumerate(ops):
@@ -26,7 +39,7 @@ def chain(ops: Sequence[Op], shape: Shape, out_width: int) -> Chain:
         facts |= {"llm_width": out_width, "llm_layers": 4}
         made.append(kind(**{name: facts[name] for name in given(kind)}, **check_options(kind, options)))
         shape = made[-1].shape(shape)
-    return Chain(None, made)
+    return Line(made)
 
 
 Source = str | Callable[[Mapping[str, Tensor]], Tensor]

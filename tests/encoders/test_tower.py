@@ -1,7 +1,5 @@
 """Any vision tower of transformers against the library called directly, every parameter perturbed."""
 
-import json
-
 import pytest
 import torch
 
@@ -292,7 +290,7 @@ def test_nothing_behind_the_deepest_layer_runs(build, pixels):
         encoder = build("siglip_vision_model", layers=layers, norm=norm)
         ran = set()
         for index, block in enumerate(encoder.model.encoder.layers):
-            block.register_forward_hook(lambda *_, index=index: ran.add(index))
+            block.register_forward_hook(lambda *_, index=index: ran.add(index))  # noqa: B023
         for part in (encoder.model.head, *([] if norm else [encoder.model.post_layernorm])):
             part.register_forward_hook(lambda *_: pytest.fail("the head or norm ran"))
         encoder(pixels(32))

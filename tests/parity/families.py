@@ -38,7 +38,6 @@ class Family:
     ids: Callable[[Batch], Tensor] = lambda batch: batch.input_ids.masked_fill(batch.owner >= 0, IMAGE)
     images: tuple[tuple[int, int], ...] = ((48, 40), (30, 61), (64, 32))
     """(width, height) of the test's images."""
-    tie: bool | None = None
 
 
 def reference(name: str, attention: str = "eager") -> Any:
@@ -107,6 +106,14 @@ def masked(model: Any, batch: Batch) -> dict[str, Any]:
     return {"pixel_values": pixels, "pixel_mask": mask}
 
 
+def asked(model: Any, batch: Batch) -> dict[str, Any]:
+    """InstructBLIP: the question's ids beside each image."""
+    (group,) = batch.groups
+    assert group.question is not None
+    ids, mask = group.question.clamp(min=0), (group.question >= 0).long()
+    return {**flat(model, batch), "qformer_input_ids": ids, "qformer_attention_mask": mask}
+
+
 def two_sizes(_: Any, batch: Batch) -> dict[str, Any]:
     """DeepSeek-VL's hybrid: the kit has SAM first."""
     return {"high_res_pixel_values": torch.stack(views(batch, 0)), "pixel_values": torch.stack(views(batch, 1))}
@@ -138,12 +145,13 @@ def indicators(batch: Batch) -> Tensor:
     for number, image in enumerate(batch.images):
         where = (batch.owner == number).nonzero()
         start, grid, column, row, end = OVIS_INDICATORS
-        cells = [view.cell for view in image.views[0]]
-        per_view = (len(where) - 2 - 1 - sum(cell is not None for cell in cells)) // len(cells)
+        tiles = [view.cell for view in image.views[0] if view.cell is not None]
+        per_view = (len(where) - 3 - max(0, len(tiles) - 1)) // image.count
         marks = [start, *[IMAGE] * per_view, grid]
-        for cell, following in zip(cells[1:], [*cells[2:], None], strict=True):
-            same = following is not None and following[0] == cell[0]
-            marks += [*[IMAGE] * per_view, column if same else row]
+        for cell, following in zip(tiles, [*tiles[1:], None], strict=True):
+            marks += [IMAGE] * per_view
+            if following is not None:
+                marks.append(column if following[0] == cell[0] else row)
         marks.append(end)
         for (sample, position), mark in zip(where.tolist(), marks, strict=True):
             ids[sample, position] = mark
@@ -371,6 +379,28 @@ FAMILIES: dict[str, Family] = {
             "image_token_index": IMAGE,
         },
         flat,
+        {},
+    ),
+    "instructblip": Family(
+        {
+            "model_type": "instructblip",
+            "vision_config": {**SIGLIP, "model_type": "instructblip_vision_model"},
+            "qformer_config": {
+                "model_type": "instructblip_qformer",
+                "hidden_size": 16,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "intermediate_size": 24,
+                "cross_attention_frequency": 2,
+                "encoder_hidden_size": 32,
+                "vocab_size": 270,
+                "max_position_embeddings": 64,
+            },
+            "text_config": TEXT,
+            "num_query_tokens": 5,
+            "image_token_index": IMAGE,
+        },
+        asked,
         {},
     ),
     "mistral3": Family(

@@ -68,7 +68,7 @@ def test_greedy_generation_equals_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_the_way_back_gives_the_same_model(name: str, tmp_path: Path) -> None:
-    """In memory, and on disk: kit folder, Hugging Face folder, kit folder; `to_transformers` checks the loading info."""
+    """In memory, and on disk: kit folder, Hugging Face folder, kit folder. Loading info is checked on the way."""
     other, model = pair(name)
     batch = model.processor(samples(name))
     given, real = inputs(name, other, batch), batch.attention_mask.bool()
