@@ -1,6 +1,7 @@
 """Every shipped recipe: short, sourced, planned without a download, and trained stage by stage at toy size."""
 
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from tests.vlm_core.toy_recipes import toy
 from vlm.assembly import blueprint
 from vlm.model import VLM
 from vlm.parts import learning_rates, set_modes, set_trainable
-from vlm.planning import plan
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml, shipped_recipes
 from vlm.sample import Batch, Sample, Turn
 from vlm.stages import Sight, own_sight, show, sight
 from vlm.train.objectives import LanguageModelling
 
+ROOT = Path(__file__).parent.parent.parent
 FILES = {name: path for name, path in shipped_recipes().items() if name != "demo"}
 VISION, BOTH, ALL = "encoders connector", "connector llm", "encoders connector llm"
 
@@ -104,18 +105,22 @@ def test_recipe_is_short_says_where_it_is_from_and_has_no_problem(name: str) -> 
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("images") / "wide.png"
-    picture(0, (1280, 720)).save(path)
-    return path
+def catalogue() -> Any:
+    """The script that writes docs/models.md; what it has planned is kept."""
+    spec = spec_from_file_location("catalogue", ROOT / "benchmarks" / "catalogue.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_recipe_plans_without_a_download(name: str, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = plan(name, images=[str(wide)])
+def test_recipe_plans_without_a_download(name: str, catalogue: Any) -> None:
+    """`conftest` has switched the hub off."""
+    found = catalogue.planned(name)
     assert found.parameters["llm"] > 1e8
-    assert list(found.tokens.values()) == [TOKENS[name]]
+    assert list(found.tokens.values())[list(catalogue.SIZES).index("1280 x 720")] == TOKENS[name]
     for stage, who in zip(found.stages.values(), TRAINS[name], strict=True):
         counts = {"encoders": 0, "connector": 0, "llm": 0}
         totals = dict(counts)
@@ -126,6 +131,11 @@ def test_recipe_plans_without_a_download(name: str, wide: Path, monkeypatch: pyt
             part: "" if not count else part if count == totals[part] else part + "*" for part, count in counts.items()
         }
         assert " ".join(mark for mark in marks.values() if mark) == who
+
+
+def test_the_page_of_models_is_up_to_date(catalogue: Any) -> None:
+    written = catalogue.PAGE.read_text(encoding="utf8")
+    assert catalogue.page() == written, "run `python benchmarks/catalogue.py`"
 
 
 def samples(seed: int) -> list[Sample]:
