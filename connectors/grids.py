@@ -98,7 +98,9 @@ def resample(maps: Tensor, grid: Grid, how: Resampling, *, smooth: bool, corners
         return maps
     linear = how in ("bilinear", "bicubic")
     aligned = corners if linear else None
-    return F.interpolate(maps, grid, mode=how, antialias=smooth and linear, align_corners=aligned)
+    exact = maps.float() if smooth and linear and maps.dtype != torch.double else maps  # none in bfloat16 on a CPU
+    found = F.interpolate(exact, grid, mode=how, antialias=smooth and linear, align_corners=aligned)
+    return found.to(maps.dtype)
 
 
 def sincos(grid: Grid, width: int, *, device: torch.device) -> Tensor:

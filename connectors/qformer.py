@@ -40,8 +40,8 @@ class QFormer(Connector):
         mlp_ratio: width of the feed-forward part relative to the layers'.
         activation: of the feed-forward part.
         eps: of the norms.
-        text: `{tokenizer, vocabulary, length}`: the question's ids (`Features.question`) are embedded and take part in the
-            queries' self-attention (InstructBLIP, arXiv 2305.06500).
+        text: `{tokenizer, vocabulary, length}`: the question's ids (`Features.question`) are embedded and take part in
+            the queries' self-attention (InstructBLIP, arXiv 2305.06500).
     """
 
     def __init__(

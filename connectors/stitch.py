@@ -57,7 +57,8 @@ class Stitch(Packer):
         parts: list[Tensor] = []
         for number, view in enumerate(views):
             if view.cell is None:
-                parts += self._whole(_cut(tokens[number], shapes[number], view), shapes[number], alone=plan is None)
+                shape = _kept(shapes[number], view)
+                parts += self._whole(_cut(tokens[number], shapes[number], view), shape, alone=plan is None)
             elif plan is not None and number == plan.first:
                 parts += self._rows(self._map(tokens, shapes, views, plan))
         if self.end is not None:

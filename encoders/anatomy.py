@@ -1,6 +1,5 @@
 """Where a vision model has its blocks, its final norm and its head: read off one run without data."""
 
-import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -62,29 +61,15 @@ def channels_last(states: Sequence[Dims], size: tuple[int, int]) -> bool:
 
 
 def without_data(module: nn.Module, function: Callable[[], T]) -> T:
-    """`function()` with stand-ins for all tensors of `module`: shapes come out right, no work is done.
+    """`function()` with all tensors of `module` on the meta device: shapes come out right, no work is done.
 
-    What `function` makes must lie on the default device, which is that of the parameters here.
+    What `function` makes is made there too, since that is the default device meanwhile.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     call = _Call(module, function)
-    device = next(module.parameters()).device
-    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), device:
-        tensors = dict(call.named_parameters()) | dict(call.named_buffers())
-        result: T = functional_call(call, {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}, ())
+    tensors = dict(call.named_parameters()) | dict(call.named_buffers())
+    with torch.no_grad(), torch.device("meta"):
+        result: T = functional_call(call, {name: tensor.to("meta") for name, tensor in tensors.items()}, ())
     return result
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs each refusal of a shape with its whole stack, before it raises it."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 class _Call(nn.Module):
@@ -155,6 +140,24 @@ def _hooked(handles: Iterable[Any]) -> Iterator[None]:
 def _tensor(values: Any) -> Tensor:
     """The hidden state among a block's arguments, or in its output."""
     return values if isinstance(values, Tensor) else next(value for value in values if isinstance(value, Tensor))
+
+
+def plain_anatomy(
+    config: Any, size: tuple[int, int], *, blocks: str, norm: str | None = None, heads: Sequence[str] = ()
+) -> Anatomy:
+    """The anatomy of a ViT without prefix tokens, told rather than found.
+
+    Args:
+        config: of the model.
+        size: of the pixels.
+        blocks: name of the list of blocks.
+        norm: name of the final norm, called next.
+        heads: what is called behind it.
+    """
+    names = tuple(f"{blocks}.{index}" for index in range(config.num_hidden_layers))
+    tokens = (size[0] // config.patch_size) * (size[1] // config.patch_size)
+    states = ((1, tokens, config.hidden_size),) * (len(names) + 1)
+    return Anatomy(names, states, (*names, norm), norm, 3 if norm else 0, tuple(heads))
 
 
 @dataclass

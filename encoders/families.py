@@ -1,15 +1,16 @@
 """What transformers does not say of a vision model: the one place for facts by `model_type`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from vlm.views import Size
 
+from .anatomy import Anatomy, plain_anatomy
 from .common import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, as_size, flat_patches
 from .hub import Statistics
 
@@ -27,11 +28,22 @@ def _flat(config: Any, pixels: Tensor) -> dict[str, Any]:
 
 
 def _naflex(config: Any, pixels: Tensor) -> dict[str, Any]:
-    """Flat patches and the grid that they are from, as an array: its numbers are read, and a tensor without data, of
-    which the encoder asks its shapes, has none.
-    """
-    grids = np.array([(pixels.shape[2] // config.patch_size, pixels.shape[3] // config.patch_size)] * len(pixels))
-    return _flat(config, pixels) | {"spatial_shapes": grids, "pixel_attention_mask": None}
+    """Flat patches and the grid that they are from; none of them is padding."""
+    grid = (pixels.shape[2] // config.patch_size, pixels.shape[3] // config.patch_size)
+    return _flat(config, pixels) | {"spatial_shapes": torch.tensor([grid] * len(pixels)), "pixel_attention_mask": None}
+
+
+def _navit(config: Any, size: Size) -> Anatomy:
+    return plain_anatomy(config, size, blocks="encoder.layers", norm="post_layernorm")
+
+
+def _siglip2(config: Any, size: Size) -> Anatomy:
+    heads = ["head"] if vars(config).get("vision_use_head", True) else []  # no field of older releases (5.17)
+    return plain_anatomy(config, size, blocks="encoder.layers", norm="post_layernorm", heads=heads)
+
+
+def _pixtral(config: Any, size: Size) -> Anatomy:
+    return plain_anatomy(config, size, blocks="transformer.layers")
 
 
 def _image_size(config: Any) -> Size | None:
@@ -56,7 +68,8 @@ def _rolled(config: Any, tokens: Tensor, size: Size) -> Tensor:
     while maps.shape[1] > 1:
         maps = maps.unflatten(1, (-1, down, across))  # [N, before, s, s, h, w, C]
         maps = maps.permute(0, 1, 4, 2, 5, 3, 6).flatten(4, 5).flatten(2, 3)
-    return maps.flatten(1, 3)
+    flat: Tensor = maps.flatten(1, 3)
+    return flat
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,16 @@ class Family:
     """(config, pixels [N, 3, H, W]) -> keywords of the model's forward."""
     size: Callable[[Any], Size | None] = _image_size
     """config -> the size that the weights are made for; None where it does not tell."""
+    headless: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its config, where it has them, that say that there is no head."""
     floors: bool = False
     """Pixels that do not fill a patch are left out, as its own models do; all others are refused such sizes."""
     singly: bool = False
     """The model makes one sequence of all images given, so it is given one at a time."""
     prefix_last: bool = False
     """CLS stands behind the patches."""
+    anatomy: Callable[[Any, Size], Anatomy] | None = None
+    """(config, size of the pixels) -> its parts, where a run without data ends at a mask that it reads."""
     raster: Callable[[Any, Tensor, Size], Tensor] | None = None
     """(config, tokens [N, T, C], size of the pixels) -> the same in raster order."""
 
@@ -82,8 +99,8 @@ class Family:
 _CLIP = Family(Statistics(CLIP_MEAN, CLIP_STD))
 _HALF = Family(Statistics(HALF, HALF))
 _IMAGENET = Family(Statistics(IMAGENET_MEAN, IMAGENET_STD))
-_NAVIT = Family(Statistics(HALF, HALF, "bilinear"), floors=True)
-_NAVIT_LANCZOS = Family(Statistics(HALF, HALF, "lanczos"), floors=True)
+_NAVIT = Family(Statistics(HALF, HALF, "bilinear"), floors=True, anatomy=_navit)
+_NAVIT_LANCZOS = Family(Statistics(HALF, HALF, "lanczos"), floors=True, anatomy=_navit)
 _SAM2 = Family(Statistics(IMAGENET_MEAN, IMAGENET_STD, "bilinear"))
 
 FAMILIES: dict[str, Family] = {
@@ -109,12 +126,12 @@ FAMILIES: dict[str, Family] = {
     "mlcd_vision_model": _CLIP,
     "molmo2_vision": Family(Statistics(HALF, HALF, "bilinear"), inputs=_flat),
     "ovis2_vision": _CLIP,
-    "pixtral": Family(Statistics(CLIP_MEAN, CLIP_STD), singly=True),
+    "pixtral": Family(Statistics(CLIP_MEAN, CLIP_STD), singly=True, anatomy=_pixtral),
     "sam2_hiera_det_model": _SAM2,
     "sam2_vision_model": _SAM2,
     "radio": Family(Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),  # it normalises by itself
-    "siglip2_vision_model": Family(Statistics(HALF, HALF, "bilinear"), inputs=_naflex, size=_square),
-    "siglip_vision_model": _HALF,
+    "siglip2_vision_model": Family(Statistics(HALF, HALF, "bilinear"), inputs=_naflex, size=_square, anatomy=_siglip2),
+    "siglip_vision_model": Family(Statistics(HALF, HALF), headless={"vision_use_head": False}),
     "smolvlm_vision": _NAVIT_LANCZOS,
     "swin": _IMAGENET,
     "swinv2": _IMAGENET,

@@ -44,6 +44,8 @@ def vision_config(weights: str | None, config: dict[str, Any] | None, model_type
     Raises:
         ConfigError: neither or both are given, what was found is another kind of model, or a size is 0.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     if weights is not None and config is not None:
         raise ConfigError(Problem("config", "stands beside `weights`, which bring their own; give one of the two"))
     found = transformers_config(weights, config, model_types[0] if model_types else None)
@@ -53,6 +55,9 @@ def vision_config(weights: str | None, config: dict[str, Any] | None, model_type
     if model_types and not parts:
         where = place if config is None else "config.model_type"
         raise ConfigError(Problem(where, f"is a `{part.model_type}`;{choices(part.model_type, model_types)}"))
+    if part.model_type not in CONFIG_MAPPING:
+        kind = type(part).__name__
+        raise ConfigError(Problem(place, f"this release of transformers has no `model_type` for a {kind} alone"))
     sizes = {name: vars(part).get(name) for name in ("hidden_size", "num_attention_heads", "patch_size")}
     numbers = {name: min(value) if isinstance(value, (list, tuple)) else value for name, value in sizes.items()}
     if problems := positive(**{name: number for name, number in numbers.items() if isinstance(number, int)}):

@@ -2,13 +2,12 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from vlm.attention import Implementation
 from vlm.encoder import Encoder
@@ -16,6 +15,7 @@ from vlm.errors import ConfigError, Problem, unknown
 from vlm.features import Features, Grid
 from vlm.views import ImageSpec, Size
 
+from .anatomy import without_data
 from .common import Prefix, image_spec, layer_indices, select, whole_patches
 
 Maps = list[tuple[Tensor, Tensor | None]]
@@ -118,18 +118,15 @@ class Intermediates(Encoder):
             whole_patches(size, (self._patch, self._patch))
         try:
             return self._without_data(size)
+        except ConfigError:
+            raise
         except Exception as error:  # timm states its demands as assertions, and a library's own bug is of any class
             raise self._refusal(size, error) from error
 
     def _without_data(self, size: Size) -> Maps:
-        call = _Call(self, self._selected)
-        tensors = dict(call.named_parameters()) | dict(call.named_buffers())
-        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
         dtype = next(self.parameters()).dtype
-        with torch.no_grad(), torch.device("meta"):
-            pixels = torch.empty(2, 3, *size, dtype=dtype)  # two, for batch norm in training mode
-            maps: Maps = functional_call(call, tensors, (pixels,))
-        return maps
+        # two images, for batch norm in training mode
+        return without_data(self, lambda: self._selected(torch.empty(2, 3, *size, dtype=dtype)))
 
     def _refusal(self, size: Size, error: Exception) -> ConfigError:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -157,18 +154,6 @@ class Intermediates(Encoder):
             shown = ", ".join(f"layer {layer}: {h}x{w}" for layer, (h, w) in zip(self.layers, grids, strict=True))
             raise ConfigError(Problem("layers", f"only layers of one grid can be concatenated; {shown}"))
         return grids[0]
-
-
-class _Call(nn.Module):
-    """A method of a module as a module of its own, for `functional_call`."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self._function = function
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self._function(pixels)
 
 
 def has_prefix(model: Any) -> bool:

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from vlm.encoder import Encoder
 from vlm.errors import ConfigError, Problem
 from vlm.features import Features, Grid
 from vlm.views import Size
-from vlm.weights import config_fields, is_planning
+from vlm.weights import is_planning
 
 from .anatomy import Anatomy, Dims, anatomy, channels_last, hidden_states, without_data
 from .common import as_size, lattice, layer_indices, saved_spec, select, whole_patches
@@ -94,19 +95,24 @@ class Tower(Encoder):
         return self._grids[size]
 
     def resolved(self) -> dict[str, Any]:
+        config = saved_config(self._config, self.model)
+        off = {name: value for name, value in self._family.headless.items() if name in config}
+        taken_off = bool(self._anatomy.heads) and not self.head
         return {
-            "config": saved_config(self._config, self.model),
+            "config": config | off if taken_off else config,
             "layers": list(self.layers),
             "prefix": "keep" if self._keep else "drop",
             "norm": self.norm,
-            "head": self.head,
+            "head": not taken_off or bool(off),
             "image": saved_spec(self.image),
         }
 
     def _explored(self) -> Anatomy:
         """Blocks, norm and head of the model, which has no data yet; each config is run once."""
         size = self.image.size
-        key = (json.dumps(config_fields(self._config), sort_keys=True, default=str), size)
+        if self._family.anatomy is not None:
+            return self._family.anatomy(self._config, size)
+        key = (json.dumps(self._config.to_dict(), sort_keys=True, default=str), size)
         if key not in _EXPLORED:
             _EXPLORED[key] = self._explore(size)
         return _EXPLORED[key]
@@ -143,7 +149,12 @@ class Tower(Encoder):
         optional = () if self.head else self._anatomy.heads
         if not is_planning():
             names = self.model.state_dict().keys() if composite else ()
-            self.model = load_tower(made_by, self._config, weights, part=names, optional=optional)
+            try:
+                self.model = load_tower(made_by, self._config, weights, part=names, optional=optional)
+            except ConfigError as error:
+                named = [name for name in self._anatomy.heads if name in str(error)]  # a classifier has no pooler
+                hint = [Problem("head", f"`false` builds it without `{name}`, which no token needs") for name in named]
+                raise ConfigError([*error.problems, *hint]) from error
         for name in optional:
             parent, _, own = name.rpartition(".")
             setattr(self.model.get_submodule(parent), own, nn.Identity())
@@ -167,8 +178,8 @@ class Tower(Encoder):
         blocks = [self.model.get_submodule(name) for name in self._anatomy.blocks[: max(1, *numbers)]]
         stop = None if after is None else self.model.get_submodule(after)
         if not self._family.singly:
-            return hidden_states(lambda: self._call(pixels), blocks, numbers, stop)
-        found = [hidden_states(lambda one=one: self._call(one), blocks, numbers, stop) for one in pixels.split(1)]
+            return hidden_states(partial(self._call, pixels), blocks, numbers, stop)
+        found = [hidden_states(partial(self._call, one), blocks, numbers, stop) for one in pixels.split(1)]
         return {number: torch.cat([states[number] for states in found]) for number in numbers}
 
     def _tokens(self, state: Tensor, size: Size) -> Tensor:
@@ -187,6 +198,8 @@ class Tower(Encoder):
 
     def _grid(self, size: Size) -> Grid:
         """The grid at a size; one that the library refuses is refused here."""
+        if self._family.anatomy is not None:
+            return self._place(self._family.anatomy(self._config, size).states[:1], size)[0]
         # once any size but its own has gone through a ViT, one block shows whether the next one does
         numbers = (min(1, max(self._take)),) if self._flexible else self._take
         try:

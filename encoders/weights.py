@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vlm.errors import ConfigError, Problem
-from vlm.weights import transformers_model
+from vlm.weights import is_planning, transformers_model, transformers_part
 
 
 def load_tower(
@@ -27,8 +27,10 @@ def load_tower(
     Raises:
         ConfigError: see `transformers_model`; also where the folder holds no such part, or no safetensors.
     """
-    tensors = _part_of(weights, part) if weights is not None and part else None
-    return transformers_model(made_by, config, weights, optional=optional, tensors=tensors)
+    if weights is None or is_planning():
+        return transformers_model(made_by, config, None)
+    tensors = _part_of(weights, part) if part else None
+    return transformers_part(made_by, config, weights, tensors=tensors, optional=optional)
 
 
 def _part_of(weights: str, names: Collection[str]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from vlm.llm import build_llm, build_tokenizer, embedding, layer_count, width
 from vlm.model import VLM
 from vlm.recipe import ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
 from vlm.routes import SequenceRoute
-from vlm.schema import construct
+from vlm.schema import construct, given
 from vlm.stages import resolved, stage_problems
 from vlm.weights import planning
 
@@ -155,8 +155,8 @@ class _Builder:
         found: Shape | None = shape
         for number, part in enumerate(parts):
             where = _place(place, parts, number)
-            last = end is not None and number == len(parts) - 1
-            told = part.options.get("out_width", end if last else shape.width)
+            last = number == len(parts) - 1
+            told = part.options.get("out_width", shape.width if end is None or _widened(parts[number + 1 :]) else end)
             if not isinstance(told, int) or told < 1:
                 self.problems.append(Problem(join(where, "out_width"), f"`{told}`; allowed: 1 or more"))
                 return ops, None
@@ -164,7 +164,7 @@ class _Builder:
             op = self._part(registry.connectors, part, where, facts)
             if op is None:
                 return ops, None
-            if not last and not isinstance(op.route(), SequenceRoute):
+            if not (last and end is not None) and not isinstance(op.route(), SequenceRoute):
                 self.problems.append(Problem(where, f"`{part.name}` leads into the LLM, so it must be the last op"))
             found = self._try(where, lambda op=op, before=shape: op.shape(before))  # type: ignore[misc]
             if found is None:
@@ -204,6 +204,12 @@ class _Builder:
         except ConfigError as error:
             self.problems += error.under(place).problems
             return None
+
+
+def _widened(following: Sequence[PartSpec]) -> bool:
+    """Whether one of the ops that follow has a say in the width, so that this one need not reach the LLM's."""
+    known = [registry.connectors.get(part.name) for part in following if part.name in registry.connectors]
+    return len(known) < len(following) or any({"out_width", "llm_width"} & set(given(op)) for op in known)
 
 
 def _place(place: str, parts: Sequence[PartSpec], number: int) -> str:

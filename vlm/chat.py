@@ -184,8 +184,7 @@ class Template:
                 text = self._apply(messages)
             except ValueError:
                 continue
-            printed = "'text': 'probe'" in text or '"text": "probe"' in text  # a list as it is: it wants a text
-            if "probe" in text and not printed:
+            if "probe" in text:
                 return listed
         return None
 

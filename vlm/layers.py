@@ -88,7 +88,7 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> the same."""
-        return F.rms_norm(x, self.weight.shape, self.weight + self.offset, self.eps)
+        return F.rms_norm(x, self.weight.shape, eps=self.eps) * (self.weight + self.offset)
 
 
 def make_norm(kind: NormKind, width: int, eps: float = 1e-5) -> nn.Module:

@@ -106,7 +106,7 @@ class Layout(BaseModel):
                 f"{where} lacks {{views}}: the packer makes one sequence of all of them, thumbnail and tiles together"
             )
         if left_out:
-            missing = " and ".join(["{thumbnail}"] * ("whole" in left_out) + ["{tiles}"] * bool(left_out - {"whole"}))
+            missing = "{thumbnail}" if "whole" in left_out else "{tiles}"
             return f"{where} leaves tokens out: it lacks {missing} (or write {{views}}, which is all in order)"
         return (
             f"{where} puts thumbnail and tiles in another order than the view policy; allowed: its order, or {{views}}"

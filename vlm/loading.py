@@ -26,11 +26,7 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     spec = config["model"]
     _refuse_own_code(spec, folder)
     _check_files(folder)
-    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
-    spec = {
-        **spec,
-        "connector": [_with_tokenizer(op, folder / f"{TOKENIZER}_{n}") for n, op in enumerate(spec["connector"])],
-    }
+    spec = _with_tokenizers(spec, folder)
     try:
         with no_init():
             model = build(validate(ModelSpec, spec))
@@ -44,9 +40,14 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     return model.eval().to(device)
 
 
-def _with_tokenizer(op: dict[str, Any], place: Path) -> dict[str, Any]:
-    """An op that reads the question takes its tokenizer from the folder too."""
-    return {**op, "text": {**op["text"], "tokenizer": str(place.resolve())}} if place.is_dir() else op
+def _with_tokenizers(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The LLM, and ops that read the question too, take their tokenizers from the folder."""
+    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
+    for number, op in enumerate(spec["connector"]):
+        own = folder / f"{TOKENIZER}_{number}"
+        if own.is_dir():
+            op["text"]["tokenizer"] = str(own.resolve())
+    return spec
 
 
 def _origin(config: dict[str, Any], folder: Path) -> Origin | None:

@@ -199,6 +199,7 @@ CHANGES: dict[str, tuple[Change, Change | None]] = {
     "over": (lambda value, other: _whole(value / other), lambda value, other: _whole(value * other)),
     "times": (lambda value, other: value * other, lambda value, other: _whole(value / other)),
     "minus": (lambda value, other: value - other, lambda value, other: value + other),
+    "half_of": (lambda value, _: value // 2, lambda value, _: 2 * value),
     # what follows from a field that stands elsewhere as well
     "half": (lambda value, _: value // 2, None),
     "double": (lambda value, _: 2 * value, None),

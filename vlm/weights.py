@@ -100,14 +100,7 @@ def _field_names(config_class: type) -> set[str]:
 
 
 def transformers_model(
-    model_class: Any,
-    config: Any,
-    weights: str | None,
-    *,
-    alone: bool = False,
-    tensors: dict[str, Tensor] | None = None,
-    optional: Sequence[str] = (),
-    **options: Any,
+    model_class: Any, config: Any, weights: str | None, *, alone: bool = False, **options: Any
 ) -> Any:
     """The model: random from `config`, or with `weights`; only its shapes under `planning()`.
 
@@ -117,8 +110,6 @@ def transformers_model(
         weights: a hub id or local folder.
         alone: whether the folder holds this model and nothing else; if not, parameters of other parts (CLIP's text
             tower) are passed over.
-        tensors: the model's own tensors, if they are already read from `weights`.
-        optional: modules that are thrown away later, so that `weights` may lack their parameters.
         options: further keywords of the constructor.
 
     Raises:
@@ -127,26 +118,59 @@ def transformers_model(
     """
     if weights is None or is_planning():
         return _from_config(model_class, config, options)
-    if tensors is not None:
-        options = {**options, "state_dict": tensors}
+    model, info = _loaded(model_class, weights, weights, config=config, **options)
+    _check(info, weights, [key for key in info["unexpected_keys"] if alone or _is_own(key, model)])
+    return model
+
+
+def transformers_part(
+    model_class: Any,
+    config: Any,
+    weights: str,
+    *,
+    tensors: dict[str, Tensor] | None = None,
+    optional: Sequence[str] = (),
+) -> Any:
+    """A model with weights that are only a part of what `weights` holds, or of which a part is thrown away later.
+
+    Args:
+        model_class: a transformers model class.
+        config: its config object.
+        weights: a hub id or local folder.
+        tensors: all that `weights` holds for this model, if already read; else it is read.
+        optional: modules that are thrown away, so that `weights` may lack their parameters.
+
+    Raises:
+        ConfigError: see `transformers_model`.
+    """
+    source, options = (weights, {}) if tensors is None else (None, {"state_dict": tensors})
+    model, info = _loaded(model_class, source, weights, config=config, **options)
+    unexpected = [key for key in info["unexpected_keys"] if tensors is not None or _is_own(key, model)]
+    _check(info, weights, unexpected, tuple(f"{name}." for name in optional))
+    return model
+
+
+def _loaded(model_class: Any, source: str | None, weights: str, **options: Any) -> Any:
+    """The model, and what transformers says of names that did not fit."""
     try:
-        source = weights if tensors is None else None
-        model, info = model_class.from_pretrained(source, config=config, output_loading_info=True, **options)
+        return model_class.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # of many classes, of several libraries
         raise ConfigError(Problem("weights", f"`{weights}` cannot be loaded: {_short(error)}")) from error
-    thrown = tuple(f"{name}." for name in optional)
-    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(thrown)]
+
+
+def _check(info: dict[str, Any], weights: str, unexpected: Sequence[str], optional: tuple[str, ...] = ()) -> None:
+    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(optional)]
     missing += sorted(str(key) for key in info["mismatched_keys"])
-    all_own = alone or tensors is not None
-    unexpected = [key for key in sorted(info["unexpected_keys"]) if all_own or _is_own(key, model)]
     problems = [
         Problem("weights", f"`{weights}` {what} {len(keys)} parameters {tail}: {', '.join(keys[:5])}")
-        for what, keys, tail in (("lacks", missing, "of the model"), ("has", unexpected, "that the model has not"))
+        for what, keys, tail in (
+            ("lacks", missing, "of the model"),
+            ("has", sorted(unexpected), "that the model has not"),
+        )
         if keys
     ]
     if problems:
         raise ConfigError(problems)
-    return model
 
 
 def _from_config(model_class: Any, config: Any, options: dict[str, Any]) -> Any:

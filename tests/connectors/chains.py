@@ -22,7 +22,7 @@ class Line(Chain):
         super().__init__([[]], None, ops)
 
     def forward(self, features: Features) -> Features:  # type: ignore[override]
-        return super().forward([features])
+        return super().forward([features], features.question)
 
     def shape(self, shape: Shape) -> Shape:  # type: ignore[override]
         return super().shape([shape])

@@ -69,14 +69,14 @@ def test_interleaved_tokens_alternate() -> None:
 
 
 def test_interleaving_maps_widths_keeps_masks_and_needs_no_grid() -> None:
-    mask = torch.tensor([[True, False]])
+    mask = torch.tensor([[False, True]])
     parts = [Features(torch.randn(1, 2, 4)), Features(torch.randn(1, 2, 6), mask=mask)]
     merge: Any = InterleaveMerge(shapes_of(parts), width=5)
     out = merge(parts)
     assert torch.equal(
         out.tokens, interleaved([change(one.tokens) for change, one in zip(merge.maps, parts, strict=True)])
     )
-    assert out.mask.tolist() == [[True, True, True, False]]
+    assert out.mask.tolist() == [[True, False, True, True]]
 
 
 @pytest.mark.parametrize("asked", [None, (3, 2)])

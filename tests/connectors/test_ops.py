@@ -101,6 +101,21 @@ def test_an_op_takes_views_of_other_sizes_than_it_was_built_for(name: str) -> No
         assert own.shape(Shape(grid[0] * grid[1], W, grid)) == Shape(out.tokens.shape[1], out.width, out.grid)
 
 
+@pytest.mark.parametrize("name", OPS)
+@torch.no_grad()
+def test_an_op_runs_in_half_precision(name: str) -> None:
+    """With weights in bfloat16, and with autocast; within what three digits allow."""
+    features = tokens((4, 6), W)
+    own = chain([OPS[name]], Shape(24, W, (4, 6)), OUT).eval()
+    wanted = own(features).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(own(features).tokens.float(), wanted, atol=0.05, rtol=0.05)
+    half = features.with_tokens(features.tokens.bfloat16())
+    found = own.to(torch.bfloat16)(half).tokens
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), wanted, atol=0.05, rtol=0.05)
+
+
 ON_A_GRID = ["space_to_depth-pad", "pool-adaptive", "resize", "conv", "attention_pool-pad", "abstractor"]
 TOKEN_BY_TOKEN = ["linear", "mlp", "norm", "activation", "layer_mix", "soft_vocabulary"]
 
@@ -218,6 +233,15 @@ def test_hard_words_are_one_word_with_a_soft_gradient() -> None:
         assert torch.allclose(drawn, op.table[words], atol=1e-5)
 
 
+def test_words_mix_more_evenly_when_it_is_warm() -> None:
+    features = tokens((2, 2), W)
+    op: Any = perturb(chain([{"name": "soft_vocabulary", "size": 6, "temperature": 3.0}], Shape(4, W, (2, 2)), OUT))
+    words = op.ops[0]
+    chances = torch.exp(words.norm(words.head(features.tokens)) / 3)
+    wanted = chances / chances.sum(-1, keepdim=True) @ words.table
+    assert torch.allclose(op(features).tokens, wanted, atol=1e-6)
+
+
 def test_layer_mix_by_hand() -> None:
     features = tokens((2, 2), 6)
     parts = features.tokens.split(2, dim=-1)
@@ -236,7 +260,8 @@ def test_unit_norm_has_length_one() -> None:
 
 
 def test_a_qformer_that_reads_the_question_says_when_there_is_none() -> None:
-    op = QFormer(W, OUT, latents=3, depth=2, width=8, heads=2, text=TextOptions(vocabulary=7, length=4))
+    text = TextOptions(tokenizer="bytes", vocabulary=7, length=4)
+    op = QFormer(W, OUT, latents=3, depth=2, width=8, heads=2, text=text)
     features = tokens((2, 2), W)
     with pytest.raises(RuntimeError, match="without one"):
         op(features)

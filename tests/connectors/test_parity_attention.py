@@ -270,7 +270,8 @@ def test_instructblip_qformer() -> None:
     names = qformer_names(text=True) | both("ops.0.norm", "qformer.embeddings.layernorm")
     names |= {"ops.0.words.weight": "qformer.embeddings.word_embeddings.weight"}
     names |= {"ops.0.places.weight": "qformer.embeddings.position_embeddings.weight"}
-    own = reference.fill(chain([{**QFORMER, "text": {"vocabulary": 11, "length": 8}}], SHAPE, OUT), names)
+    text = {"tokenizer": "bytes", "vocabulary": 11, "length": 8}
+    own = reference.fill(chain([{**QFORMER, "text": text}], SHAPE, OUT), names)
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, -1, -1]])
     features = masked(tokens((3, 4), W))
     features = features.with_tokens(features.tokens, question=ids)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import perturb
+from vlm.attention import set_attention
 from vlm.features import Features, Grid, Shape
 
 from .chains import Reference, both, chain, same, third, tokens
@@ -127,6 +128,8 @@ def test_masked_tokens_are_not_seen(op: dict[str, Any]) -> None:
     other = own(Features(torch.where(mask[..., None], x, torch.full_like(x, 9.0)), mask=mask)).tokens
     assert torch.equal(other[:2], found.tokens[:2])
     assert found.tokens.isfinite().all()
+    set_attention(own, "eager")
+    assert torch.allclose(own(Features(x, mask=mask)).tokens, found.tokens, atol=1e-5)
 
 
 def test_post_norm_block_by_hand() -> None:

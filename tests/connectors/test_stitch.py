@@ -1,6 +1,8 @@
 """Stitching against transformers' own packing, and against slow loops where transformers has none."""
 
 import math
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,8 +49,21 @@ def anyres(size: Size, pinpoints: list[Size]) -> ImagePlan:
 def sizes(number: int, seed: int) -> list[Size]:
     """Image sizes of all aspects, odd ones and exact fits among them."""
     random = np.random.default_rng(seed)
-    drawn = [tuple(int(2**power) for power in random.uniform(5, 11.5, 2)) for _ in range(number - 6)]
+    drawn = [tuple(int(2**power) for power in random.uniform(5, 11.5, 2)) for _ in range(number - 16)]
+    drawn += [*inexact(12), *inexact(18)]
     return [*drawn, (336, 336), (672, 671), (1000, 1001), (480, 640), (20, 2000), (2000, 21)]  # type: ignore[list-item]
+
+
+@cache
+def inexact(columns: int) -> list[Size]:
+    """Sizes whose height in tokens is a whole number that floating point falls short of: a row more would go."""
+    found = []
+    for width in range(31, 700):
+        for height in range(3, width):
+            length = height * (columns / width)
+            if int(length) != round(length, 7) == int(round(length, 7)) and (columns - int(length)) % 2 == 0:
+                found.append((height, width))
+    return found[:5]
 
 
 def reference(kind: str, features: Tensor, size: Size, pinpoints: list[Size], newline: Tensor | None) -> Tensor:
@@ -275,11 +290,21 @@ class Quarters(Views):
         return list(canvas_views(image, (2 * size[0], 2 * size[1]), size[0]))
 
 
-def test_model_learns_its_newline() -> None:
+def test_view_of_which_a_part_is_used_may_be_whole() -> None:
+    """Its lines are those of the part."""
+    packer = Stitch(WIDTH, newline="all")
+    image = ImagePlan((9, 9), ((View((8, 8), (8, 8), keep=(2, 0, 8, 4)),),))
+    tokens = torch.randn(16, WIDTH)
+    rows = [torch.cat([tokens[4 * row : 4 * row + 2], packer.newline[None]]) for row in (1, 2, 3)]  # type: ignore[index]
+    shape = Shape(16, WIDTH, (4, 4))
+    assert torch.equal(packer([tokens], [shape], image), torch.cat(rows))
+    assert packer.runs([shape], image)[0].shape == Shape(9, WIDTH, (3, 3))
+
+
+def test_model_learns_its_newline(tmp_path: Path) -> None:
     model = vlm.assemble(toy_recipe(views={"name": f"{__name__}:Quarters"}, packer={"name": "stitch", "max_tiles": 2}))
-    batch = model.processor(
-        [ask("What?", [picture(0, (40, 20))]), ask("And?", [picture(1, (30, 30)), picture(2, (9, 40))])]
-    )
+    samples = [ask("What?", [picture(0, (40, 20))]), ask("And?", [picture(1, (30, 30)), picture(2, (9, 40))])]
+    batch = model.processor(samples)
     vision = model.encode(batch)
     assert vision is not None
     assert list(vision.counts) == [model.processor.tokens(*size) for size in ((20, 40), (30, 30), (40, 9))]
@@ -288,3 +313,6 @@ def test_model_learns_its_newline() -> None:
     gradient = model.connector.packer.newline.grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
+    model.eval()
+    again = vlm.load(model.save(tmp_path / "model")).eval()
+    assert torch.equal(again(again.processor(samples)).logits, model(batch).logits)

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 VIT |= {"image_size": 32, "patch_size": 8}
@@ -66,6 +67,8 @@ CONFIGS = {
     "swin": SWIN,
     "swinv2": SWIN,
 }
+ABSENT = {kind for kind in CONFIGS if kind not in CONFIG_MAPPING}
+"""Families that an older transformers (5.17) does not know, or not by a name of their own."""
 SIZES = dict.fromkeys(("convnext", "convnextv2", "dinov3_convnext", "florence_vision", "hiera", "swin", "swinv2"), 64)
 SIZES |= {"sam2_hiera_det_model": 64, "sam2_vision_model": 64}
 """Side of the native size where it is not 32."""
@@ -90,7 +93,7 @@ ONLY_IN_VLMS = {
 """The classes that the VLMs build."""
 
 
-def library(kind, state_dict, how="sdpa", **config):
+def library(kind, state_dict, how=None, **config):
     """The library's own tower with the weights of an encoder, made without it."""
     from transformers import AutoConfig, AutoModel
 
@@ -101,7 +104,7 @@ def library(kind, state_dict, how="sdpa", **config):
     else:
         model = AutoModel.from_config(built)
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state_dict.items()})
-    if how != model.config._attn_implementation:
+    if how:
         model.set_attn_implementation(how)
     return model.eval()
 

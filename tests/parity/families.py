@@ -36,6 +36,8 @@ class Family:
     preprocessor: dict[str, Any]
     """What stands in its preprocessor's file, where it matters for the views."""
     ids: Callable[[Batch], Tensor] = lambda batch: batch.input_ids.masked_fill(batch.owner >= 0, IMAGE)
+    attentions: tuple[str, ...] = ("eager", "sdpa")
+    """What the reference has."""
     images: tuple[tuple[int, int], ...] = ((48, 40), (30, 61), (64, 32))
     """(width, height) of the test's images."""
 
@@ -158,6 +160,18 @@ def indicators(batch: Batch) -> Tensor:
     return ids
 
 
+PIXTRAL = {**SIGLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 8}
+SAM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 8,
+    "output_channels": 8,
+    "mlp_dim": 48,
+    "window_size": 3,
+    "global_attn_indexes": [0, 2],
+}
 OVIS_INDICATORS = [261, 262, 263, 264, 265]
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 
@@ -269,18 +283,7 @@ FAMILIES: dict[str, Family] = {
         {
             "model_type": "deepseek_vl_hybrid",
             "vision_config": {**SIGLIP, "model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8},
-            "high_res_vision_config": {
-                "model_type": "sam_vision_model",
-                "hidden_size": 32,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "image_size": 64,
-                "patch_size": 8,
-                "output_channels": 8,
-                "mlp_dim": 48,
-                "window_size": 3,
-                "global_attn_indexes": [0, 2],
-            },
+            "high_res_vision_config": {**SAM, "model_type": "sam_vision_model"},
             "text_config": TEXT,
             "tie_word_embeddings": False,
             "image_token_id": IMAGE,
@@ -406,22 +409,49 @@ FAMILIES: dict[str, Family] = {
     "mistral3": Family(
         {
             "model_type": "mistral3",
-            "vision_config": {
-                "model_type": "pixtral",
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "image_size": 64,
-                "patch_size": 8,
-                "head_dim": 8,
-            },
+            "vision_config": PIXTRAL,
             "text_config": text("mistral"),
             "tie_word_embeddings": False,
             "image_token_index": IMAGE,
         },
         sized,
         {"size": {"longest_edge": 64}, "patch_size": {"height": 16, "width": 16}},
+    ),
+    "pixtral": Family(
+        {
+            "model_type": "llava",
+            "vision_config": PIXTRAL,
+            "text_config": text("mistral"),
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "image_token_index": IMAGE,
+        },
+        sized,
+        {"size": {"longest_edge": 64}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.1], "resample": 3},
+    ),
+    "got-ocr2": Family(
+        {
+            "model_type": "got_ocr2",
+            "vision_config": {**SAM, "model_type": "got_ocr2_vision"},
+            "text_config": text("qwen2", tie_word_embeddings=True),
+            "tie_word_embeddings": True,
+            "image_token_index": IMAGE,
+        },
+        flat,
+        {},
+        attentions=("eager",),
+    ),
+    "cohere2-vision": Family(
+        {
+            "model_type": "cohere2_vision",
+            "vision_config": HEADLESS,
+            "text_config": text("cohere2"),
+            "alignment_intermediate_size": 40,
+            "tie_word_embeddings": False,
+            "image_token_id": IMAGE,
+        },
+        flat,
+        {"max_patches": 4},
     ),
     "ovis2": Family(
         {

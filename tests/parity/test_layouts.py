@@ -1,6 +1,5 @@
 """Layouts of published models: the ids that the kit makes of a text with images are those of the model's processor."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,7 +101,9 @@ row: "\\n"
 def test_idefics3() -> None:
     tags = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     made = tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tags)
-    images = transformers.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 16})
+    images = transformers.Idefics3ImageProcessor(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 16}, resample=2
+    )
     processor = transformers.Idefics3Processor(images, made, image_seq_len=2)
     runs = [[*tiles((3, 4), 2), whole(2)], [*tiles((4, 4), 2), whole(2)], [*tiles((4, 2), 2), whole(2)]]
     assert ids(made, layout(IDEFICS3), runs, "<image>") == wanted(processor, "<image>", nested=True)
@@ -306,25 +307,12 @@ thumbnail: "<image>{tokens}</image>"
 tile: "<slice>{tokens}</slice>"
 row: "\\n"
 """
-MINICPM_2_5 = """
-image: "{thumbnail}<slice>{tiles}</slice>"
-single: "{views}"
-thumbnail: "<image>{tokens}</image>"
-tile: "<image>{tokens}</image>"
-row: "\\n"
-"""
-NVLM_D = """
-image: "<Image>{views}</Image>"
-thumbnail: "<tile_global_thumbnail>{tokens}"
-tile: "<tile_{index}>{tokens}"
-"""
 MOLMO = """
 image: "{thumbnail}{tiles}"
 thumbnail: "<im_start>{tokens}<im_col><im_end>"
 stitched: "<im_start>{tokens}<im_col><im_end>"
 line: "<im_col>"
 """
-QWEN2_VL = 'image: "<|vision_start|>{views}<|vision_end|>"'
 
 
 def test_minicpm_v_as_in_transformers() -> None:
@@ -351,50 +339,6 @@ def test_minicpm_v_as_in_transformers() -> None:
     found = ids(made, layout(MINICPM_2_6), [first, [whole(counts[-1])]], "<unk>", text)
     reference = processor(images=pictures, text=[text.replace(IMAGE_MARK, "<unk>")], return_tensors="pt")
     assert found == reference["input_ids"][0].tolist()
-
-
-def rows_of(tokens: int, columns: int, end: str) -> str:
-    return ("#" * columns + end) * (tokens // columns)
-
-
-PUBLISHED: dict[str, tuple[str, Callable[[], list[Run]], str]] = {
-    "minicpm-v 2.0 and 2.5": (
-        MINICPM_2_5,
-        lambda: [whole(2), *tiles((2, 2), 2)],
-        "<image>##</image><slice><image>##</image><image>##</image>\n<image>##</image><image>##</image></slice>",
-    ),
-    "minicpm-v 2.0 and 2.5, no slices": (MINICPM_2_5, lambda: [whole(2)], "<image>##</image>"),
-    "minicpm-v 2.6": (
-        MINICPM_2_6,
-        lambda: [whole(2), *tiles((2, 1), 2)],
-        "<image_id>0</image_id><image>##</image><slice>##</slice>\n<slice>##</slice>",
-    ),
-    "nvlm-d": (
-        NVLM_D,
-        lambda: [*tiles((2, 1), 2), whole(2)],
-        "<Image><tile_1>##<tile_2>##<tile_global_thumbnail>##</Image>",
-    ),
-    "nvlm-d, no tiles": (NVLM_D, lambda: [whole(2)], "<Image><tile_global_thumbnail>##</Image>"),
-    "qwen2-vl": (QWEN2_VL, lambda: [whole(6, (2, 3))], "<|vision_start|>######<|vision_end|>"),
-    "qwen-vl": (
-        'image: "Picture {ordinal}: <img>{views}</img>\\n"',
-        lambda: [whole(4)],
-        "Picture 1: <img>####</img>\n",
-    ),
-    "molmo": (
-        MOLMO,
-        lambda: [whole(4, (2, 2)), Run(Shape(12, 1, (3, 4)), "tiles")],
-        f"<im_start>{rows_of(4, 2, '<im_col>')}<im_end><im_start>{rows_of(12, 4, '<im_col>')}<im_end>",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_formats(name: str) -> None:
-    """Models that transformers has not, by the formats that their own code writes."""
-    text, runs, expected = PUBLISHED[name]
-    pieces = layout(text).render(0, (1, 1), runs())
-    assert "".join(piece if isinstance(piece, str) else "#" * piece for piece in pieces) == expected
 
 
 def test_molmo2() -> None:

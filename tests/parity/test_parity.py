@@ -35,8 +35,7 @@ def inputs(name: str, other: Any, batch: Batch) -> dict[str, Any]:
     return {"input_ids": family.ids(batch), "attention_mask": batch.attention_mask, **family.inputs(other, batch)}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), [(name, how) for name in FAMILIES for how in FAMILIES[name].attentions])
 @torch.no_grad()
 def test_logits_equal_the_reference(name: str, attention: str) -> None:
     other, model = pair(name, attention)

@@ -1,8 +1,11 @@
 """Layouts: what each template does, and each mistake in them. Published models' texts: tests/parity/test_layouts.py."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import vlm
 from tests.conftest import picture, toy_recipe
@@ -46,6 +49,7 @@ def text(layout: Layout, runs: list[Run], number: int = 0) -> str:
          "1/2.1/2=1:# 1/2.2/2=2:# 2/2.1/2=3:# 2/2.2/2=4:# "),
         ({"tile": "{row:02d}{tokens}"}, tiles(1, 2, 1), "01#01#"),
         ({"column": ",", "row": ";"}, [*tiles(2, 2, 1), whole(1)], "#,#;#,##"),
+        ({"column": ",", "row": ";"}, [*tiles(1, 2, 1), whole(2), *tiles(1, 2, 3)], "#,#" + "##" + "###,###"),
         ({"image": "{tiles}|{thumbnail}", "row": "\n"}, [*tiles(2, 1, 1), whole(1)], "#\n#|#"),
         ({"image": "{thumbnail}|{tiles}"}, [whole(1), whole(2), *tiles(1, 2, 1)], "###|##"),
         ({"line": "\n"}, [whole(6, (2, 3))], "###\n###"),
@@ -106,6 +110,22 @@ def test_mistakes_are_found_in_the_recipe(layout: dict[str, Any], message: str) 
 def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigError, match="3 mistakes"):
         Layout(image="{vews}", tile="", line="{x}").check()
+
+
+def test_examples_of_the_docs() -> None:
+    """Each layout on the page and the text below it."""
+    page = (Path(__file__).parents[2] / "docs/layout.md").read_text(encoding="utf8")
+    shown = re.findall(r"^```yaml\n(.*?)^```\n\n```text\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
+    four = [*tiles(2, 2, 4), whole(4)]
+    maps = [whole(4, (2, 2)), Run(Shape(16, 1, (4, 4)), "tiles")]
+    images = [four, four, [whole(4), *tiles(2, 2, 4)], maps]
+    assert len(shown) == len(images)
+    for (layout, written), runs in zip(shown, images, strict=True):
+        assert text(Layout(**yaml.safe_load(layout)), runs) == written
+    table = re.findall(r"^\| [^|]+ \| `(\{.*image:.*\})` \|$", page, re.MULTILINE)
+    assert len(table) == 8
+    for layout in table:
+        Layout(**yaml.safe_load(layout.replace("\\|", "|"))).check()
 
 
 class Corners(Views):

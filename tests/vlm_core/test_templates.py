@@ -185,10 +185,10 @@ def test_whitespace_of_a_layout_is_its_own(name: str) -> None:
 @pytest.mark.parametrize("name", [*TEXTS, *LISTS, *BOTH])
 def test_joint_between_neighbours_only(name: str) -> None:
     layout: list[str | int] = ["<|", 1, "<|"]
-    turns = [Turn("user", f"{IMAGE_MARK}{IMAGE_MARK}{IMAGE_MARK}a<|<|b{IMAGE_MARK} {IMAGE_MARK}")]
+    turns = [Turn("user", f"{IMAGE_MARK}{IMAGE_MARK}{IMAGE_MARK}a<|<|b{IMAGE_MARK} {IMAGE_MARK}<|{IMAGE_MARK}")]
     found_in = form({**TEXTS, **LISTS, **BOTH}[name], joint="<|")
-    shown = found_in.tokenizer.decode(found_in.encode(turns, [layout] * 5).input_ids).replace(PLACEHOLDER, "#")
-    assert "<|#<|#<|#<|a<|<|b<|#<| <|#<|" in shown  # what the user wrote is left alone
+    shown = found_in.tokenizer.decode(found_in.encode(turns, [layout] * 6).input_ids).replace(PLACEHOLDER, "#")
+    assert "<|#<|#<|#<|a<|<|b<|#<| <|#<|<|<|#<|" in shown  # what the user wrote is left alone
 
 
 def test_joint_that_is_the_whole_image() -> None:
@@ -236,6 +236,13 @@ def test_marks_that_differ_are_no_mark() -> None:
     """Images numbered by the template: an error, not images in wrong places."""
     with pytest.raises(ValueError, match="shows 0 of 1 images"):
         form(NUMBERED).encode([Turn("user", f"{IMAGE_MARK}b")], [[1]])
+
+
+def test_what_stands_between_texts_is_no_mark() -> None:
+    """A template that passes over images and parts its texts by a sign of its own."""
+    parted = LISTS["llava-hf"].replace("<image>\n", "").replace("{{ part['text'] }} ", "{{ part['text'] }} / ")
+    found = form(parted).encode([Turn("user", f"a/b{IMAGE_MARK}c")], [[2]])
+    assert form(parted).tokenizer.decode(found.input_ids).replace(PLACEHOLDER, "#") == "USER: a/b##c / ASSISTANT: "
 
 
 def test_roles_may_differ_in_form() -> None:
