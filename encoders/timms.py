@@ -122,13 +122,13 @@ class Timm(Intermediates):
             ConfigError: timm has no such model or tag, or the folder holds another model.
         """
         import timm
-        from timm.models import get_arch_name, get_arch_pretrained_cfgs, split_model_name_tag
+        from timm.models import get_arch_name, is_model_pretrained, split_model_name_tag
 
         name, tag = split_model_name_tag(self._name)
         if not timm.is_model(name):
             raise unknown_model("timm", name, timm.list_models())
-        if tag and self._name not in get_arch_pretrained_cfgs(name):
-            raise unknown_model("timm", self._name, list(get_arch_pretrained_cfgs(name)))
+        if tag and not is_model_pretrained(self._name):
+            raise unknown_model("timm", self._name, timm.list_models(f"{name}.*", pretrained=True))
         if weights is None:
             return {"model_name": self._name, "pretrained": pretrained and not is_planning()}
         if pretrained:

@@ -18,18 +18,24 @@ def _cards() -> dict[str, dict[str, Any]]:
 
 
 def card(weights: str) -> dict[str, Any] | None:
-    """The fields of a hub id's config that decide shapes, with its `model_type`; None where there is no card.
+    """The fields of a hub id's config that decide shapes, with its `model_type`; None where there is no card, or one of
+    its tokenizer alone.
 
     A local folder of the same name comes first, as it does for transformers.
     """
-    found = None if Path(weights).is_dir() else _cards().get(weights)
-    return None if found is None else {name: value for name, value in found.items() if name != LENGTH}
+    found = {name: value for name, value in _find(weights).items() if name != LENGTH}
+    return found or None
 
 
-def tokenizer_length(name: str) -> int:
-    """How many tokens the tokenizer of a hub id with a card has."""
-    found = _cards()[name]
-    return int(found.get(LENGTH, found["vocab_size"]))
+def tokenizer_length(name: str) -> int | None:
+    """How many tokens the tokenizer of a hub id has; None where no card says so."""
+    found = _find(name)
+    length = found.get(LENGTH, found.get("vocab_size"))
+    return None if length is None else int(length)
+
+
+def _find(name: str) -> dict[str, Any]:
+    return {} if Path(name).is_dir() else _cards().get(name, {})
 
 
 def check_card(weights: str, config: Any) -> None:

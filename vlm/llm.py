@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm.cards import card, tokenizer_length
+from vlm.cards import tokenizer_length
 from vlm.errors import ConfigError, Problem
 from vlm.recipe import LlmSpec
 from vlm.tokenizers import load_tokenizer
@@ -22,22 +22,18 @@ def build_tokenizer(spec: LlmSpec) -> Any:
     name = _tokenizer_name(spec)
     if name is None:
         raise ConfigError(Problem("tokenizer", "is missing; with `config` give `bytes`, a hub id or a folder"))
-    return load_tokenizer("bytes" if _is_stand_in(spec) else name, spec.chat_template, spec.tokens)
+    return load_tokenizer(name if _told(spec) is None else "bytes", spec.chat_template, spec.tokens)
 
 
 def _tokenizer_name(spec: LlmSpec) -> str | None:
     return spec.tokenizer or spec.weights
 
 
-def _is_stand_in(spec: LlmSpec) -> bool:
+def _told(spec: LlmSpec) -> int | None:
+    """Tokens of the spec's tokenizer by its card, where the embedded one stands in for it; else None."""
     name = _tokenizer_name(spec)
-    return is_planning() and name is not None and card(name) is not None
-
-
-def _length(spec: LlmSpec, tokenizer: Any) -> int:
-    """Tokens of the spec's tokenizer, whose place `tokenizer` may have taken."""
-    name = _tokenizer_name(spec)
-    return tokenizer_length(name) + len(spec.tokens) if name and _is_stand_in(spec) else len(tokenizer)
+    length = tokenizer_length(name) if name is not None and is_planning() else None
+    return None if length is None else length + len(spec.tokens)
 
 
 def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
@@ -53,7 +49,7 @@ def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
 
     if spec.weights is not None and spec.config is not None:
         raise ConfigError(Problem("config", "stands beside `weights`, which bring their own; give one of the two"))
-    fields = None if spec.config is None else {**_token_fields(tokenizer, _length(spec, tokenizer)), **spec.config}
+    fields = None if spec.config is None else {**_token_fields(tokenizer, _told(spec) or len(tokenizer)), **spec.config}
     config = transformers_config(spec.weights if fields is None else None, fields)
     attention: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     llm = transformers_model(AutoModelForCausalLM, config, spec.weights, alone=True, dtype=_dtype(spec), **attention)
@@ -66,7 +62,7 @@ def _add_rows(llm: Any, spec: LlmSpec, tokenizer: Any) -> None:
     """Rows of the embedding and the head for the spec's own tokens; a head that is tied stays so."""
     if not spec.tokens or spec.weights is None:
         return
-    needed = _length(spec, tokenizer) if _is_stand_in(spec) else 1 + max(tokenizer.convert_tokens_to_ids(spec.tokens))
+    needed = _told(spec) or 1 + max(tokenizer.convert_tokens_to_ids(spec.tokens))
     if needed > embedding(llm).num_embeddings:
         llm.resize_token_embeddings(needed, mean_resizing=not is_planning())  # there is no mean of what has no values
 

@@ -27,7 +27,7 @@ class Plan:
     positions: dict[str, int]
     """Positions that each image takes in the LLM's sequence."""
     earlier: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Visual tokens by stage and image, of stages that see images otherwise than the last one."""
+    """Visual tokens by stage and image, of stages in which any differ."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,13 +73,13 @@ def plan(source: Source, overrides: Sequence[str] = (), *, images: Sequence[str]
     seen = _seen(recipe, model)
     sizes = _sizes(seen[-1], images)
     counts = [_tokens(recipe, model, shown, sizes) for shown in seen]  # the last stage's last: the model keeps it
-    stages = zip(recipe.stages, counts, seen, strict=False)
+    stages = zip(recipe.stages, counts, strict=False)
     return Plan(
         parameters={part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()},
         stages=_trainable(recipe, model),
         tokens=counts[-1],
         positions={name: model.processor.positions(*size) for name, size in sizes.items()},
-        earlier={stage.name: count for stage, count, shown in stages if shown != seen[-1]},
+        earlier={stage.name: count for stage, count in stages if count != counts[-1]},
     )
 
 

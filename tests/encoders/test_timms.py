@@ -294,3 +294,12 @@ def test_folder_of_another_model(tmp_path):
     saved(tmp_path, "cls", 48)
     with pytest.raises(ConfigError, match="holds a `vit_tiny_patch16_224`, not a `test_vit`"):
         Timm(model="test_vit", weights=str(tmp_path))
+
+
+def test_tags_of_weights_are_known():
+    with planning():
+        encoder = Timm(model="vit_so400m_patch14_siglip_384.webli", pretrained=True)
+    assert encoder.image.size == (384, 384)
+    assert encoder.shape().grid == (27, 27)
+    with pytest.raises(ConfigError, match=r"did you mean `vit_so400m_patch14_siglip_384\.webli`"):
+        Timm(model="vit_so400m_patch14_siglip_384.weblii")
