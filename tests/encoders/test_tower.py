@@ -11,7 +11,8 @@ from vlm.errors import ConfigError
 from vlm.weights import planning
 
 ALL = [kind for kind in CONFIGS if kind not in ABSENT]
-VITS = [kind for kind in ALL if kind not in SIZES]
+GROUPED = [kind for kind in ALL if kind.startswith("qwen")]
+VITS = [kind for kind in ALL if kind not in (*SIZES, *GROUPED)]
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def everything(features):
 
 
 def test_every_family_in_the_table_is_tested():
-    assert set(CONFIGS) == set(FAMILIES)
+    assert set(CONFIGS) == {kind for kind, family in FAMILIES.items() if not family.refused}
 
 
 @pytest.mark.parametrize("how", ["eager", "sdpa"])
@@ -235,6 +236,48 @@ def test_a_padded_batch_of_siglip2(build, pixels, same):
         same(encoder(large).tokens[0], expected.last_hidden_state[1])
 
 
+def groups(images, config):
+    """The places (image, row, column) of patches in the order in which a merger takes them, and the patches."""
+    side, merge = config.patch_size, config.spatial_merge_size
+    places = [
+        (n, top + row, left + column)
+        for n in range(len(images))
+        for top in range(0, images.shape[2] // side, merge)
+        for left in range(0, images.shape[3] // side, merge)
+        for row in range(merge)
+        for column in range(merge)
+    ]
+    cut = [images[n, :, r * side : r * side + side, c * side : c * side + side] for n, r, c in places]
+    return places, torch.stack([torch.stack([one, one], dim=1).flatten() for one in cut])
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_grouped_patches(kind, size, how, build, pixels, same):
+    """Qwen's ViTs: the merger, applied to the kit's tokens put back into groups, gives what the library gives."""
+    encoder = build(kind)
+    encoder.set_attention(how)
+    model = library(kind, encoder.state_dict(), how)
+    places, patches = groups(pixels(*size), model.config)
+    grid = [size[0] // 4, size[1] // 4]
+    with torch.no_grad():
+        out = model(patches, grid_thw=torch.tensor([[1, *grid]] * 2), output_hidden_states=True)
+        features = encoder(pixels(*size))
+        assert features.grid == tuple(grid)
+        grouped = torch.stack([features.tokens[n, row * grid[1] + column] for n, row, column in places])
+        same(model.merger(grouped), out.pooler_output)
+        for layer in (0, 1, 2):
+            raw = build(kind, layers=(layer,))(pixels(*size)).tokens
+            grouped = torch.stack([raw[n, row * grid[1] + column] for n, row, column in places])
+            if layer == 0 and not kind.startswith("qwen3"):  # which has embedded positions too
+                same(grouped, model.patch_embed(patches))
+            if kind != "qwen2_5_vl_vision":  # whose tokens are in order of windows there
+                same(grouped, out.hidden_states[layer])
+            if kind.startswith("qwen3") and layer:
+                same(model.deepstack_merger_list[layer - 1](grouped), out.deepstack_features[layer - 1])
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_contract(kind, build, check_contract):
     other = {"hiera": (96, 64), "swin": (62, 90), "pixtral": (48, 16)}.get(kind, (64, 96))
@@ -269,6 +312,7 @@ HEADS = {
     "ovis2_vision": {"head_linear", "head_norm"},
     "sam2_vision_model": {"neck"},
     "hiera": {"pooler"},
+    "qwen3_vl_vision": {"merger", "deepstack_merger_list"},
 }
 
 
@@ -335,6 +379,7 @@ def test_statistics(build):
         ("aimv2_vision_model", {"size": (64, 32)}, "size", "a `aimv2_vision_model` cannot take 64x32 pixels"),
         ("siglip2_vision_model", {"size": 36}, "size", "height 36 is not a multiple .* 8 pixels; the nearest is 32"),
         ("florence_vision", {"size": None}, "size", "its config tells none"),
+        ("qwen2_vl_vision", {"size": 36}, "size", "height 36 is not a multiple .* 8 pixels; the nearest is 32"),
     ],
 )  # fmt: skip
 def test_mistakes(kind, options, place, text, build):
@@ -356,6 +401,7 @@ def test_a_size_is_refused_when_it_comes_as_well(build, pixels):
         ({"model_type": "llama"}, "cannot be an encoder|tells none"),
         ({"model_type": "mllama_vision_model", "image_size": 28}, "asks for aspect_ratio_ids, aspect_ratio_mask"),
         ({"model_type": "vit_mae", **VIT}, "lie on no grid"),
+        ({"model_type": "yolos"}, "detection tokens stand behind the patches"),
         ({"model_type": "siglip_vision"}, "did you mean `siglip_vision_model`"),
         ({}, "model_type: is missing"),
     ],
