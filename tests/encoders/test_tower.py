@@ -1,13 +1,19 @@
 """Any vision tower of transformers against the library called directly, every parameter perturbed."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from tests.encoders.toy_towers import ABSENT, CONFIGS, FIXED, PREFIX, SIZES, VIT, cut, flat, library, outputs
+from vlm import registry
 from vlm.encoders.common import CLIP_MEAN, HALF, IMAGENET_MEAN
 from vlm.encoders.families import FAMILIES
 from vlm.encoders.tower import Tower
 from vlm.errors import ConfigError
+from vlm.schema import check_options
 from vlm.weights import planning
 
 ALL = [kind for kind in CONFIGS if kind not in ABSENT]
@@ -421,3 +427,18 @@ def test_a_vit_outside_the_table(pixels, same):
         model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in encoder.state_dict().items()})
         with torch.no_grad():
             same(everything(encoder(pixels(32))), model(pixels(32)).last_hidden_state)
+
+
+def test_examples_of_the_docs():
+    """Options exist, and what needs no weights can be built."""
+    page = (Path(__file__).parents[2] / "docs/encoders.md").read_text(encoding="utf8")
+    examples = [yaml.safe_load(block)["encoders"] for block in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)]
+    assert len(examples) >= 4
+    for part in [part for example in examples for part in (example if isinstance(example, list) else [example])]:
+        name = part.pop("name")
+        options = check_options(registry.encoders.get(name), part)
+        if "config" in part:
+            with planning():
+                assert registry.encoders.get(name)(**options).width == 32
+    for name in registry.encoders:
+        assert f"`{name}`" in page
