@@ -143,21 +143,22 @@ def _tensor(values: Any) -> Tensor:
 
 
 def plain_anatomy(
-    config: Any, size: tuple[int, int], *, blocks: str, norm: str | None = None, heads: Sequence[str] = ()
+    tokens: int, width: int, depth: int, *, blocks: str, norm: str | None = None, heads: Sequence[str] = ()
 ) -> Anatomy:
     """The anatomy of a ViT without prefix tokens, told rather than found.
 
     Args:
-        config: of the model.
-        size: of the pixels.
+        tokens: of an image.
+        width: of a token.
+        depth: number of blocks.
         blocks: name of the list of blocks.
-        norm: name of the final norm, called next.
-        heads: what is called behind it.
+        norm: name of the final norm.
+        heads: what else is called behind the last block.
     """
-    names = tuple(f"{blocks}.{index}" for index in range(config.num_hidden_layers))
-    tokens = (size[0] // config.patch_size) * (size[1] // config.patch_size)
-    states = ((1, tokens, config.hidden_size),) * (len(names) + 1)
-    return Anatomy(names, states, (*names, norm), norm, 3 if norm else 0, tuple(heads))
+    names = tuple(f"{blocks}.{index}" for index in range(depth))
+    states = ((1, tokens, width),) * (depth + 1)
+    behind = next((name for name in (norm, *heads) if name), None)
+    return Anatomy(names, states, (*names, behind), norm, 3 if norm else 0, tuple(heads))
 
 
 @dataclass

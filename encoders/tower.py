@@ -62,6 +62,8 @@ class Tower(Encoder):
         super().__init__()
         self._config, composite = vision_config(weights, config, self.model_types)
         self._family = FAMILIES.get(self._config.model_type, Family())
+        if self._family.refused:
+            raise ConfigError(f"{self._name} cannot be an encoder here: {self._family.refused}")
         own = self._family.size(self._config)
         self.image = image_of(weights, own, self._family.statistics, size=size, image=image)
         made_by = model_class(self._config)
@@ -178,7 +180,8 @@ class Tower(Encoder):
         blocks = [self.model.get_submodule(name) for name in self._anatomy.blocks[: max(1, *numbers)]]
         stop = None if after is None else self.model.get_submodule(after)
         if not self._family.singly:
-            return hidden_states(partial(self._call, pixels), blocks, numbers, stop)
+            states = hidden_states(partial(self._call, pixels), blocks, numbers, stop)
+            return {number: _batched(state, len(pixels)) for number, state in states.items()}
         found = [hidden_states(partial(self._call, one), blocks, numbers, stop) for one in pixels.split(1)]
         return {number: torch.cat([states[number] for states in found]) for number in numbers}
 
@@ -214,8 +217,8 @@ class Tower(Encoder):
 
     def _place(self, states: Sequence[Dims], size: Size) -> tuple[Grid, int]:
         """The grid that hidden states of these shapes have, and their number of prefix tokens."""
-        if self._anatomy.plain and self._patch and not self._family.floors:
-            whole_patches(size, self._patch, self._family.size(self._config))
+        if self._anatomy.plain:
+            self._check_size(size)
         if len(states[0]) == 4:
             grids = [dims[1:3] if self._channels_last else dims[2:] for dims in states]
         else:
@@ -240,8 +243,21 @@ class Tower(Encoder):
         found = vars(self._config).get("patch_size")
         return as_size(found) if isinstance(found, int) or (found and len(found) == 2) else None
 
-    def _refusal(self, size: Size, error: Exception) -> ConfigError:
+    def _check_size(self, size: Size) -> None:
         if self._patch and not self._family.floors:
-            whole_patches(size, self._patch)  # the likelier reason, and the clearer one
+            group = self._family.group(self._config)
+            own = self._family.size(self._config)
+            whole_patches(size, (self._patch[0] * group, self._patch[1] * group), own)
+
+    def _refusal(self, size: Size, error: Exception) -> ConfigError:
+        self._check_size(size)  # the likelier reason, and the clearer one
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return ConfigError(Problem("size", f"{self._name} cannot take {size[0]}x{size[1]} pixels ({text})"))
+
+
+def _batched(state: Tensor, count: int) -> Tensor:
+    """A hidden state with the images in front, of a model that makes one sequence [N * T, C] of them."""
+    if state.ndim > 2:
+        return state
+    tokens: Tensor = state.unflatten(0, (count, -1))  # type: ignore[no-untyped-call]
+    return tokens

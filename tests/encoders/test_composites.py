@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import LLAMA
+from tests.conftest import LLAMA, picture
 from tests.encoders.toy_towers import ABSENT, CONFIGS, VIT
 from vlm.encoders.sam import Sam
 from vlm.encoders.tower import Tower
@@ -211,3 +211,18 @@ def test_a_processors_copy(perturb):
         copy = pickle.loads(pickle.dumps(skeleton(encoder)))
         assert all(parameter.is_meta for parameter in copy.parameters())
         assert copy.shape((64, 96)) == encoder.shape((64, 96))
+
+
+@pytest.mark.parametrize("kind", ["idefics2_vision", "qwen2_vl_vision", "llama4_vision_model"])
+def test_in_a_model(kind, toy, tmp_path):
+    """A recipe with a tower: answers survive saving, and every part of the tower is saved."""
+    import vlm
+
+    encoder = {"name": "tower", "config": vision(kind), "size": 32, "layers": [1, -1]}
+    model = toy(encoders=encoder, connector="mlp")
+    said = model.ask(picture(), "What is it?", max_new_tokens=4)
+    model.save(tmp_path)
+    again = vlm.load(tmp_path)
+    assert again.ask(picture(), "What is it?", max_new_tokens=4) == said
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert again.spec["encoders"][0]["layers"] == [1, -1]

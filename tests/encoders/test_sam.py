@@ -111,8 +111,11 @@ def test_a_further_neck_starts_as_a_copy(same):
 
 @pytest.mark.parametrize("layers", [(-1,), (2,)])
 def test_got_ocrs_copy(layers, perturb, pixels, same, check_contract):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.got_ocr2.modeling_got_ocr2 import GotOcr2VisionEncoder
 
+    if "got_ocr2_vision" not in CONFIG_MAPPING:
+        pytest.skip("this release of transformers (5.17) does not know it by a name of its own")
     config = {name: value for name, value in TINY.items() if name != "mlp_ratio"}
     encoder = perturb(Sam(config={"model_type": "got_ocr2_vision", **config}, layers=layers, neck=layers == (-1,)))
     model = GotOcr2VisionEncoder(encoder.model.config).eval()

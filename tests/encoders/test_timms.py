@@ -19,7 +19,7 @@ MODELS = {
     "eva_plain": ("vit_pe_core_gigantic_patch14_448", VIT | {"depth": 2}, 42, (28, 56)),
     "pe": ("vit_pe_core_tiny_patch16_384", VIT, 48, (32, 64)),
     "convnext": ("test_convnext", {}, 64, (96, 64)),
-    "fastvit": ("fastvit_sa12", {"layers": (1,) * 4, "embed_dims": (32, 64, 128, 256)}, 64, (96, 64)),
+    "fastvit": ("fastvit_t8", {"layers": (1,) * 4, "embed_dims": (16, 32, 64, 128)}, 64, (96, 64)),
     "resnet": ("test_resnet", {}, 64, (96, 64)),
     "swin": (
         "swin_tiny_patch4_window7_224",
@@ -228,7 +228,7 @@ def test_final_is_what_the_model_yields(kind, build, pixels, same, check_contrac
         expected = model.eval().forward_features(pixels(*size))
         features = encoder(pixels(*size))
     expected = expected.permute(0, 3, 1, 2) if kind == "swin" else expected
-    assert features.width == expected.shape[1] == {"fastvit": 512, "swin": 64}.get(kind, features.width)
+    assert features.width == expected.shape[1] == {"fastvit": 256, "swin": 64}.get(kind, features.width)
     same(features.tokens, expected.flatten(2).transpose(1, 2))
     check_contract(encoder)
 

@@ -21,6 +21,9 @@ HIERA_DET = {
     "num_attention_heads_per_stage": [1, 1, 2, 2], "global_attention_blocks": [4],
     "window_positional_embedding_background_size": [3, 3],
 }  # fmt: skip
+QWEN = {"depth": 3, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN3 = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 24, "num_position_embeddings": 16}
+QWEN3 |= {"deepstack_visual_indexes": [0, 1]}
 LLAMA4 = {"intermediate_size": 128, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
 
 CONFIGS = {
@@ -54,6 +57,17 @@ CONFIGS = {
     | {"image_size": [32, 32], "num_key_value_heads": 4, "head_dim": 8, "num_position_embeddings": 16},
     "ovis2_vision": VIT | {"vocab_size": 40, "hidden_stride": 2},
     "pixtral": VIT,
+    "qwen2_5_vl_vision": QWEN
+    | {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 24,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    },
+    "qwen2_vl_vision": QWEN | {"embed_dim": 32, "hidden_size": 24, "mlp_ratio": 2},
+    "qwen3_vl_moe_vision": QWEN | QWEN3,
+    "qwen3_vl_vision": QWEN | QWEN3,
     "radio": BARE | {"mlp_ratio": 2.0, "max_img_size": 64},
     "sam2_hiera_det_model": HIERA_DET,
     "sam2_vision_model": {
@@ -89,6 +103,8 @@ ONLY_IN_VLMS = {
     "metaclip_2_vision_model": "metaclip_2:MetaClip2VisionModel",
     "molmo2_vision": "molmo2:Molmo2VisionModel",
     "ovis2_vision": "ovis2:Ovis2VisionModel",
+    "qwen2_5_vl_vision": "qwen2_5_vl:Qwen2_5_VisionTransformerPretrainedModel",
+    "qwen2_vl_vision": "qwen2_vl:Qwen2VisionTransformerPretrainedModel",
 }
 """The classes that the VLMs build."""
 
