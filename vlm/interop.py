@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vlm.errors import ConfigError, Problem
 from vlm.keymap import KeyMap, find_keymap, load_keymap, shipped
 from vlm.model import VLM
 from vlm.recipe import ModelSpec
+from vlm.sample import PLACEHOLDER
 from vlm.saving import Origin
 from vlm.schema import validate
 from vlm.template import get, has, put
@@ -94,7 +96,9 @@ def import_folder(folder: str, out: str | Path) -> Path:
     _check_info(folder, info)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _chat_template(folder)
-    return from_transformers(model.eval(), tokenizer=tokenizer, preprocessor=read_preprocessor(folder)).save(out)
+    kit = from_transformers(model.eval(), tokenizer=tokenizer, preprocessor=read_preprocessor(folder))
+    kit.origin = replace(kit.origin, files=_files(folder))  # type: ignore[type-var]
+    return kit.save(out)
 
 
 def export_folder(model: VLM, out: str | Path, *, architecture: str | None = None) -> Path:
@@ -107,8 +111,12 @@ def export_folder(model: VLM, out: str | Path, *, architecture: str | None = Non
     other = to_transformers(model, architecture=architecture)
     out = Path(out)
     other.save_pretrained(out)
-    model.tokenizer.save_pretrained(out)
-    (out / "preprocessor_config.json").write_text(json.dumps(facts["preprocessor"], indent=2), encoding="utf8")
+    _without_placeholder(model.tokenizer).save_pretrained(out)
+    files = model.origin.files if model.origin is not None else {}
+    if not {"preprocessor_config.json", "processor_config.json"} & set(files):
+        files = {**files, "preprocessor_config.json": json.dumps(facts["preprocessor"], indent=2)}
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf8")
     return out
 
 
@@ -227,6 +235,41 @@ def _check_info(name: str, info: Mapping[str, Any]) -> None:
     problems = [f"{name} {what} {len(keys)} parameters: {', '.join(keys[:5])}" for what, keys in sides.items() if keys]
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
+
+
+def _files(folder: str) -> dict[str, str]:
+    """The texts of the files that say what a folder's processor is."""
+    from transformers.utils.hub import cached_file
+
+    found = {name: cached_file(folder, name, _raise_exceptions_for_missing_entries=False) for name in _FILES}
+    return {name: Path(path).read_text(encoding="utf8") for name, path in found.items() if path is not None}
+
+
+def _without_placeholder(tokenizer: Any) -> Any:
+    """A copy of the tokenizer as it was before the kit gave it a token of its own, unless it is of the vocabulary."""
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer.save_pretrained(place)
+        file = Path(place) / "tokenizer.json"
+        state = json.loads(file.read_text(encoding="utf8"))
+        if PLACEHOLDER in state["model"].get("vocab", {}):
+            return tokenizer
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != PLACEHOLDER]
+        file.write_text(json.dumps(state), encoding="utf8")
+        settings = Path(place) / "tokenizer_config.json"
+        config = json.loads(settings.read_text(encoding="utf8"))
+        config["extra_special_tokens"] = _others(config.get("extra_special_tokens", []))
+        settings.write_text(json.dumps(config), encoding="utf8")
+        return type(tokenizer).from_pretrained(place)
+
+
+def _others(tokens: Any) -> Any:
+    """Special tokens but the kit's own."""
+    if isinstance(tokens, dict):
+        return {name: token for name, token in tokens.items() if token != PLACEHOLDER}
+    return [token for token in tokens if token != PLACEHOLDER]
 
 
 def _chat_template(folder: str) -> str | None:

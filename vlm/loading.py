@@ -57,7 +57,7 @@ def _origin(config: dict[str, Any], folder: Path) -> Origin | None:
     if "origin" not in config:
         return None
     carried = folder / CARRIED
-    return Origin(config["origin"], load_file(str(carried)) if carried.is_file() else {})
+    return Origin(**config["origin"], carried=load_file(str(carried)) if carried.is_file() else {})
 
 
 def _refuse_own_code(spec: Any, folder: Path) -> None:

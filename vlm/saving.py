@@ -27,6 +27,8 @@ class Origin:
     """The other program's config as plain data; its preprocessor's under `preprocessor`."""
     carried: dict[str, torch.Tensor] = field(default_factory=dict)
     """Parameters by their own names (Janus's image generation, say)."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Texts of the folder's other files by name: what its processor is."""
 
 
 class WeightsError(ValueError):
@@ -58,7 +60,7 @@ def save(
     fresh.mkdir(parents=True)
     config = {"kit": vlm.__version__, "model": spec}
     if origin is not None:
-        config["origin"] = origin.facts
+        config["origin"] = {"facts": origin.facts, "files": origin.files}
         if origin.carried:
             save_file(origin.carried, str(fresh / CARRIED), metadata={"format": "pt"})
     (fresh / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf8")

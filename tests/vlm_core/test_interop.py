@@ -244,6 +244,62 @@ def test_a_model_that_was_trained_here_is_exported(tmp_path: Path) -> None:
     assert torch.allclose(again(batch).logits[..., : model.llm.config.vocab_size], model(batch).logits, atol=1e-5)
 
 
+def test_tokenizer_and_processor_survive_the_way_there_and_back(tmp_path: Path) -> None:
+    """A real processor of transformers on the exported folder gives the ids, pixels and logits that the kit has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        CLIPImageProcessorPil,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "USER:", "ASSISTANT:", "What", "is", "it", "?", "<image>"]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] | upper }}: {% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, extra_special_tokens={"image_token": "<image>"}, chat_template=template, **special
+    )
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(**sizes),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+    other = reference("llava-clip")
+    other.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    other.save_pretrained(tmp_path / "hf")
+    processor.save_pretrained(tmp_path / "hf")
+
+    kit = vlm.load(import_folder(str(tmp_path / "hf"), tmp_path / "kit"))
+    back = export_folder(kit, tmp_path / "back")
+    again, model = (
+        AutoProcessor.from_pretrained(back, use_fast=False),
+        AutoModelForImageTextToText.from_pretrained(back),
+    )
+    assert len(again.tokenizer) == len(tokenizer), "the kit's own token stays here"
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    text = again.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    given = again(images=[picture(1)], text=text, return_tensors="pt", add_special_tokens=False)
+    batch = kit.processor([vlm.sample.ask("What is it?", [picture(1)])])
+    ids = batch.input_ids.masked_fill(batch.owner >= 0, other.config.image_token_index)
+    assert torch.equal(ids[ids != 3], given["input_ids"][given["input_ids"] != 3])
+    assert torch.allclose(batch.groups[0].pixels[0], given["pixel_values"], atol=1e-5)
+    with torch.no_grad():
+        kit.set_attention("sdpa")
+        assert torch.allclose(kit(batch).logits, model(**given).logits, atol=1e-4)
+
+
 def test_commands(hf: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["import", str(hf), str(tmp_path / "kit")]).exit_code == 0
