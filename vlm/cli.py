@@ -45,13 +45,21 @@ def list_(
 @app.command()
 def plan(
     recipe: Recipe,
-    images: Annotated[list[str] | None, typer.Argument(help="Images whose visual tokens to count.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs, or sizes as WIDTHxHEIGHT; one of the encoder's size if absent."),
+    ] = None,
     changes: Overrides = None,
+    text: Annotated[int | None, typer.Option(min=1, help="Text tokens of a sample; 256 where there is room.")] = None,
+    per_sample: Annotated[int, typer.Option(min=0, help="Images of a sample; 0 is text alone.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Devices that a batch is spread over.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Parameters per part and stage, visual tokens per image; loads no weights."""
+    """Parameters, visual tokens, FLOPs and memory, per part and stage; loads no weights."""
     with _errors():
-        planned = import_module("vlm.planning").plan(recipe, changes or [], images=images or [])
+        planning = import_module("vlm.planning")
+        sample = {"text": text, "per_sample": per_sample}
+        planned = planning.plan(recipe, changes or [], images=images or [], **sample, devices=devices)
         _show(planned.to_dict(), as_json, planned.tables)
 
 

@@ -92,12 +92,31 @@ def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
     limit (`PIL.Image.MAX_IMAGE_PIXELS`) holds as well, whichever is lower.
     """
     name = _name(source)
+    with _clear_errors(name, max_pixels):
+        if isinstance(source, Image.Image):
+            return _upright_rgb(_loaded(source, name, max_pixels))
+        with _stream(source, name) as stream:
+            return _upright_rgb(_first_frame(stream, name, max_pixels))
+
+
+def image_size(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) in pixels of what `open_image` returns, from the file's header: damaged pixels are not found.
+
+    Raises ImageError for what cannot be used.
+    """
+    name = _name(source)
+    with _clear_errors(name, max_pixels), _stream(source, name) as stream:
+        image = _checked(Image.open(stream, formats=_FORMATS), name, max_pixels)
+        lies = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        return image.size if lies else image.size[::-1]
+
+
+@contextlib.contextmanager
+def _clear_errors(name: str, max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow raises in here comes out as one ImageError that says what to do."""
     try:
         with _pillow_warnings:
-            if isinstance(source, Image.Image):
-                return _upright_rgb(_loaded(source, name, max_pixels))
-            with _stream(source, name) as stream:
-                return _upright_rgb(_first_frame(stream, name, max_pixels))
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -173,13 +192,18 @@ def _repair_transparency(image: ImageFile.ImageFile) -> None:
 
 def _loaded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Return the image with its pixels decoded, once its size is known to be allowed."""
+    _checked(image, name, max_pixels).load()  # Pillow opens lazily: only this finds out that a file is cut off
+    return image
+
+
+def _checked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Return the image if its size is allowed."""
     width, height = image.size
     size = f"{width} x {height} = {width * height} pixels"
     if width * height == 0:
         raise ImageError(f"{name}: {size}, nothing to see; at least 1 x 1 is needed.")
     if width * height > max_pixels:
         raise ImageError(f"{name}: {size}, too large; allowed: {max_pixels}. Scale it down first, or raise max_pixels.")
-    image.load()  # Pillow opens lazily: only this finds out that a file is cut off
     return image
 
 

@@ -127,14 +127,15 @@ class Processor:
             for encoder, views in zip(self._encoders, plan.views, strict=True)
         ]
 
-    def tokens(self, height: int, width: int) -> int:
-        """Visual tokens of an image of that size."""
-        image = self.plan(height, width)
+    def tokens(self, height: int, width: int, *, images: int = 1) -> int:
+        """Visual tokens of an image of that size, in a sample of so many `images`."""
+        image = self.plan(height, width, images=images)
         return sum(run.shape.tokens for run in self._connector.runs(self.shapes(image), image))
 
-    def positions(self, height: int, width: int) -> int:
-        """Placeholders that an image of that size takes in the LLM's sequence."""
-        return sum(piece for piece in self.render(self.plan(height, width)) if isinstance(piece, int))
+    def positions(self, height: int, width: int, *, images: int = 1) -> int:
+        """Placeholders that an image of that size takes in the LLM's sequence, in a sample of so many `images`."""
+        image = self.plan(height, width, images=images)
+        return sum(piece for piece in self.render(image) if isinstance(piece, int))
 
     def encode(self, sample: Sample) -> Example:
         """One sample as tensors.
