@@ -20,9 +20,9 @@ SIZES = {"336 x 336": (336, 336), "1280 x 720": (1280, 720), "A4, 1654 x 2339": 
 
 INTRO = """# Models
 
-The recipes that come with the kit, as `vlm plan` counts them. `vlm plan llava-1.5 photo.jpg` counts for your own images.
-`vlm train llava-1.5 --set stages.0.data=mine.json --set stages.1.data=more.json` trains on your own data: the files that
-a recipe names are placeholders, called after the paper's. Written by `benchmarks/catalogue.py`.
+The recipes that come with the kit, as `vlm plan` counts them; `vlm plan llava-1.5 photo.jpg` counts for your images.
+`vlm train llava-1.5 --set stages.0.data=mine.json --set stages.1.data=more.json` trains on your own data: the files
+that a recipe names are placeholders, called after the paper's. Written by `benchmarks/catalogue.py`.
 
 ## Parts
 
