@@ -79,12 +79,6 @@ class Plan:
             "cache_bytes": {name: self.cache_of(image) for name, image in self.images.items()},
         }
 
-    def tables(self) -> list[Any]:
-        """The plan for a terminal."""
-        from vlm.plan_tables import tables
-
-        return tables(self)
-
 
 def plan(
     source: Source,
