@@ -5,10 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-
-from PIL import Image
 
 from vlm.planning import Plan, plan
 from vlm.recipe import EncoderSpec, StageSpec, read_recipe, shipped_recipes
@@ -62,11 +59,7 @@ def names() -> list[str]:
 @cache
 def planned(name: str) -> Plan:
     """The plan of a recipe, with the images of the page."""
-    with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{width}-{height}.png" for width, height in SIZES.values()]
-        for file, size in zip(files, SIZES.values(), strict=True):
-            Image.new("RGB", size).save(file)
-        return plan(name, images=[str(file) for file in files])
+    return plan(name, images=[f"{width}x{height}" for width, height in SIZES.values()], costs=False)
 
 
 def page() -> str:
