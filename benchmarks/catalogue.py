@@ -19,7 +19,8 @@ INTRO = """# Models
 
 The recipes that come with the kit, as `vlm plan` counts them; `vlm plan llava-1.5 photo.jpg` counts for your images.
 `vlm train llava-1.5 --set stages.0.data=mine.json --set stages.1.data=more.json` trains on your own data: the files
-that a recipe names are placeholders, called after the paper's. Written by `benchmarks/catalogue.py`.
+that a recipe names are placeholders, called after the paper's. Batches are the papers' too, for many devices: on a few,
+add `--set stages.0.micro_batch_size=1` and so on. Written by `benchmarks/catalogue.py`.
 
 ## Parts
 
