@@ -122,7 +122,7 @@ def _measured(
         forward = meter.total
         kept = {"activations": storages.saved(), "checkpointed": storages.checkpointed()}
         kept |= {"copies": storages.copied(), "trained_copies": storages.copied(trained=True)}
-        again = sum(meter.block_flops[block] for block in storages.working_blocks())
+        again = sum(meter.recomputed.values())
         if total.requires_grad:  # text alone passes through no encoder and no connector
             total.backward()
     flops = Flops(forward, meter.total - forward, again)

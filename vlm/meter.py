@@ -35,13 +35,14 @@ class Meter:
     ) -> None:
         self.flops: dict[str, int] = defaultdict(int)
         """By part; "" outside of all parts."""
-        self.block_flops: dict[int, int] = defaultdict(int)
-        """By block."""
+        self.recomputed: dict[int, int] = {}
+        """By block, up to the last thing that it saves: there torch's checkpointing stops when it runs it again."""
         self.storages = Storages(persistent)
         self._modules = list(parts)
         self._blocks = list(blocks)
         self._parts = [""]
         self._block: int | None = None
+        self._in_block = 0
 
     @property
     def total(self) -> int:
@@ -71,7 +72,7 @@ class Meter:
         stack.callback(last.remove)
 
     def _enter(self, number: int, given: Any) -> None:
-        self._block = number
+        self._block, self._in_block = number, 0
         self.storages.enter(number, tensors(given))
 
     def _leave(self) -> None:
@@ -79,6 +80,8 @@ class Meter:
 
     def _save(self, tensor: Tensor) -> Tensor:
         self.storages.save(tensor, self._block)
+        if self._block is not None:
+            self.recomputed[self._block] = self._in_block
         return tensor
 
     def _seen(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
@@ -90,8 +93,7 @@ class Meter:
 
     def _count(self, flops: int) -> None:
         self.flops[self._parts[-1]] += flops
-        if self._block is not None:
-            self.block_flops[self._block] += flops
+        self._in_block += flops
 
 
 def _grouped(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:

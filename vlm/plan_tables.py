@@ -170,9 +170,8 @@ def number(count: int) -> str:
 
 def flops(count: int) -> str:
     """`1.23 TFLOP`."""
-    return _scaled(
-        count, ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
-    )
+    units = [(10.0**power, f"{letter}FLOP") for power, letter in zip(range(21, 0, -3), "ZEPTGMk", strict=True)]
+    return _scaled(count, units, least="FLOP")
 
 
 def size(count: int) -> str:

@@ -191,11 +191,8 @@ def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
 def _cost_forward(found: Plan, sample: PlanSample, model: VLM) -> None:
     with _noted(found, "the forward pass"):
         found.forward, _ = forward_costs(model, sample.batch(model))
-        if sample.tokens:  # with little text, since a sliding window could be full of it
-            held = [
-                forward_costs(model, shadow_batch(model, images, text=1))[1] for images in (sample.plans(model), [])
-            ]
-            found.cache = (held[0] - held[1]) / sample.tokens
+        if sample.tokens:
+            found.cache = _cache(model, sample) / sample.tokens
 
 
 def _cost_stage(found: Plan, recipe: Recipe, number: int, model: VLM, asked: _Asked) -> None:
@@ -215,6 +212,14 @@ def _cost_stage(found: Plan, recipe: Recipe, number: int, model: VLM, asked: _As
         except ConfigError as error:
             raise error.under(join("stages", number)) from error
         found.notes += found.training[stage.name].notes
+
+
+def _cache(model: VLM, sample: PlanSample) -> int:
+    """Bytes that a sample's images add to the LLM's cache; with little text, since a sliding window may fill up."""
+    shown = shadow_batch(model, sample.plans(model), text=1)
+    text = int((shown.owner < 0).sum())  # newlines and tags around an image are text
+    alone = shadow_batch(model, [], text=text - shadow_batch(model, [], text=0).input_ids.shape[1])
+    return forward_costs(model, shown)[1] - forward_costs(model, alone)[1]
 
 
 @contextmanager

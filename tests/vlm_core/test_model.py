@@ -163,7 +163,7 @@ def test_planning_a_large_model_needs_no_memory() -> None:
     found = plan(toy_recipe(llm={"tokenizer": "bytes", "config": config}))
     attention = 8192 * 8192 * 2 + 8192 * 1024 * 2
     assert found.parameters["llm"] == 80 * (attention + 3 * 8192 * 28672 + 2 * 8192) + 2 * 262 * 8192 + 8192
-    assert found.tokens == {"32 x 32 px": 16}
+    assert found.tokens == {"32x32": 16}
 
 
 CODE = """
