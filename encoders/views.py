@@ -52,7 +52,10 @@ class Pad(Views):
         self.min_side = min_side
         self.rounding: Rounding = rounding
         sides = self.base if isinstance(self.base, tuple) else (1, 1)
-        refuse([*check_colour(fill), *positive(min_side=min_side, base=min(sides))])
+        problems = [*check_colour(fill), *positive(min_side=min_side, base=min(sides))]
+        if sides[0] * sides[1] > MAX_PIXELS:
+            problems.append(Problem("base", f"`{list(sides)}`; allowed: at most {MAX_PIXELS} pixels in all"))
+        refuse(problems)
 
     def plan(self, image: Size, size: Size) -> list[View]:
         check_image(image)

@@ -192,7 +192,13 @@ class TestPad:
         assert pixels[:, 15:25].abs().max() > 1
 
     @pytest.mark.parametrize(
-        ("given", "place"), [({"min_side": 0}, "min_side"), ({"base": 0}, "base"), ({"fill": (1, 2, 300)}, "fill")]
+        ("given", "place"),
+        [
+            ({"min_side": 0}, "min_side"),
+            ({"base": 0}, "base"),
+            ({"base": 10**6}, "base"),
+            ({"fill": (1, 2, 300)}, "fill"),
+        ],
     )
     def test_options_that_cannot_be(self, given, place):
         with pytest.raises(ConfigError, match=rf"^{place}: .*allowed"):
