@@ -1,21 +1,13 @@
-"""Connectors that map each token by itself."""
+"""Connectors that map each token by itself, into another width."""
 
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 
 from vlm.connector import Connector
-from vlm.errors import ConfigError, positive
+from vlm.errors import ConfigError, Problem, positive
 from vlm.features import Features, Shape
-
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
-ACTIVATIONS = {
-    "gelu": lambda: nn.GELU(),
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "silu": lambda: nn.SiLU(),
-    "relu": lambda: nn.ReLU(),
-}
+from vlm.layers import Activation, Gate, Glu, NormKind, make_norm
 
 
 class LinearConnector(Connector):
@@ -39,9 +31,13 @@ class Mlp(Connector):
 
     Args:
         depth: number of linear maps.
-        hidden: width between them; the output's width if absent.
-        activation: between the maps; `gelu` is the exact one.
+        hidden: width between them, after a gated linear unit if there is one; the output's width if absent.
+        activation: between the maps, by the name that transformers' configs use; `gelu` is the exact one.
+        glu: `first` or `second`: the maps but the last give two halves, the activated one multiplies the other.
         bias: whether the maps have one.
+        norm: in front of the first map.
+        norm_out: behind the last map.
+        eps: of the norms.
     """
 
     def __init__(
@@ -52,22 +48,34 @@ class Mlp(Connector):
         depth: int = 2,
         hidden: int | None = None,
         activation: Activation = "gelu",
+        glu: Glu = "none",
         bias: bool = True,
+        norm: NormKind = "none",
+        norm_out: NormKind = "none",
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if problems := positive(depth=depth, hidden=1 if hidden is None else hidden):
+        problems = positive(depth=depth, hidden=1 if hidden is None else hidden)
+        if glu != "none" and depth == 1:
+            problems.append(Problem("glu", f"`{glu}` gates between maps, and with depth 1 there is only one"))
+        if problems:
             raise ConfigError(problems)
         self.out_width = out_width
+        self.norm = make_norm(norm, in_width, eps)
+        self.gate = Gate(activation, glu)
         widths = [in_width, *[hidden or out_width] * (depth - 1), out_width]
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
-        self.activation = ACTIVATIONS[activation]()
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b * (1 if number == depth else self.gate.halves), bias=bias)
+            for number, (a, b) in enumerate(pairwise(widths), start=1)
+        )
+        self.norm_out = make_norm(norm_out, out_width, eps)
 
     def forward(self, features: Features) -> Features:
         """[N, T, in_width] -> [N, T, out_width]; grid and mask stay."""
-        tokens = self.layers[0](features.tokens)
+        tokens = self.layers[0](self.norm(features.tokens))
         for layer in self.layers[1:]:
-            tokens = layer(self.activation(tokens))
-        return features.with_tokens(tokens, extra=None)
+            tokens = layer(self.gate(tokens))
+        return features.with_tokens(self.norm_out(tokens), extra=None)
 
     def shape(self, shape: Shape) -> Shape:
         return Shape(shape.tokens, self.out_width, shape.grid)

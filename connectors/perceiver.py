@@ -1,16 +1,20 @@
 """Flamingo's resampler: a fixed number of learned latents look at any number of visual tokens."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlm.attention import MultiHead, default_heads
 from vlm.connector import Connector
 from vlm.errors import ConfigError, positive
 from vlm.features import Features, Shape
 
+from .latents import LatentBlock, MlpOptions, NormOptions, make_mlp
+
 
 class Perceiver(Connector):
     """Perceiver resampler (Flamingo, arXiv 2204.14198): each block's latents attend to tokens and latents together.
+
+    It works at the tokens' width and ends with a linear map; `resampler` is the general form.
 
     Args:
         latents: number of learned queries, which is the number of tokens per view.
@@ -32,10 +36,18 @@ class Perceiver(Connector):
         super().__init__()
         if problems := positive(latents=latents, depth=depth, mlp_ratio=int(in_width * mlp_ratio)):
             raise ConfigError(problems)
+        heads = default_heads(in_width) if heads is None else heads
+        norm, mlp = NormOptions(eps=1e-5), MlpOptions(ratio=mlp_ratio)
         self.out_width = out_width
         self.latents = nn.Parameter(torch.randn(latents, in_width) * in_width**-0.5)
         self.blocks = nn.ModuleList(
-            PerceiverBlock(in_width, heads=default_heads(in_width) if heads is None else heads, mlp_ratio=mlp_ratio)
+            LatentBlock(
+                in_width,
+                attention=MultiHead(in_width, heads=heads),
+                mlp=make_mlp(in_width, mlp, norm),
+                norm=norm,
+                mutual=True,
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(in_width)
@@ -44,37 +56,10 @@ class Perceiver(Connector):
     def forward(self, features: Features) -> Features:
         """[N, T, in_width] -> [N, latents, out_width], on no grid; masked tokens are not looked at."""
         latents = self.latents.expand(features.tokens.shape[0], -1, -1)
-        mask = self._mask(features, latents)
         for block in self.blocks:
-            latents = block(latents, features.tokens, mask)
-        return Features(self.projection(self.norm(latents)))
+            latents = block(latents, features.tokens, features.mask)
+        tokens = self.projection(self.norm(latents))
+        return features.with_tokens(tokens, grid=None, mask=None, extra=None)
 
     def shape(self, shape: Shape) -> Shape:
         return Shape(len(self.latents), self.out_width)
-
-    @staticmethod
-    def _mask(features: Features, latents: Tensor) -> Tensor | None:
-        """Latents see each other always: bool [N, 1, 1, T + latents]."""
-        if features.mask is None:
-            return None
-        own = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        return torch.cat([features.mask, own], dim=1)[:, None, None]
-
-
-class PerceiverBlock(nn.Module):
-    """Pre-norm attention of latents over [tokens; latents], then a pre-norm feed-forward, both residual."""
-
-    def __init__(self, width: int, *, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm_tokens = nn.LayerNorm(width)
-        self.norm_latents = nn.LayerNorm(width)
-        self.attention = MultiHead(width, heads=heads)
-        hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, latents: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """latents [N, L, C], tokens [N, T, C], mask bool [N, 1, 1, T + L] -> [N, L, C]."""
-        queries = self.norm_latents(latents)
-        context = torch.cat([self.norm_tokens(tokens), queries], dim=1)
-        latents = latents + self.attention(queries, context, mask)
-        return latents + self.mlp(latents)  # type: ignore[no-any-return]

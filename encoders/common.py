@@ -76,12 +76,20 @@ def layer_indices(layers: Sequence[int], depth: int, *, first: int = 0) -> tuple
     return absolute
 
 
-def whole_patches(size: Size, patch: Size) -> Grid:
+def whole_patches(size: Size, patch: Size, own: Size | None = None) -> Grid:
     """Rows and columns of patches in an image.
+
+    Args:
+        size: of the image.
+        patch: of a patch.
+        own: the size that the weights were made at. It may leave pixels over (SigLIP's 384 at a patch of 14), which
+            were cut off at the bottom and right in training too.
 
     Raises:
         ConfigError: the patches do not fill it (the library would cut off the rest in silence).
     """
+    if size == own and size[0] >= patch[0] and size[1] >= patch[1]:
+        return size[0] // patch[0], size[1] // patch[1]
     for name, length, step in zip(("height", "width"), size, patch, strict=True):
         if length % step or length < step:
             near = max(1, round(length / step)) * step
@@ -90,15 +98,37 @@ def whole_patches(size: Size, patch: Size) -> Grid:
     return size[0] // patch[0], size[1] // patch[1]
 
 
-def check_prefix(prefix: Prefix, count: int) -> int:
-    """How many prefix tokens stay in front of `Features.tokens`, of the encoder's `count`.
+def lattice(tokens: int, size: Size, patch: Size | None) -> Grid:
+    """The grid of a sequence of tokens over pixels of `size`.
+
+    Args:
+        tokens: how many, with a prefix in a ViT.
+        size: of the pixels.
+        patch: pixels of a ViT's token; without, one step is looked for that gives as many tokens, as pyramids have.
 
     Raises:
-        ConfigError: they shall be kept, and the encoder has none.
+        ConfigError: there is none.
     """
-    if prefix == "keep" and not count:
-        raise ConfigError(Problem("prefix", "`keep`: this encoder has no prefix tokens (CLS, registers); use `drop`"))
-    return count if prefix == "keep" else 0
+    if patch is not None and (size[0] // patch[0]) * (size[1] // patch[1]) <= tokens:
+        return size[0] // patch[0], size[1] // patch[1]
+    for step in range(1, max(size) + 1):
+        for height, width in ((size[0] // step, size[1] // step), (-(-size[0] // step), -(-size[1] // step))):
+            if height * width == tokens:
+                return height, width
+    raise ConfigError(f"{tokens} tokens of {size[0]}x{size[1]} pixels lie on no grid")
+
+
+def flat_patches(pixels: Tensor, patch: Size) -> Tensor:
+    """pixels [N, c, H, W] -> [N, T, h * w * c]: patches in raster order, each as its rows of pixels.
+
+    What does not fill a patch is left out.
+    """
+    height, width = patch
+    rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
+    cut = pixels[:, :, : rows * height, : columns * width]
+    parts = cut.unflatten(2, (rows, height)).unflatten(4, (columns, width))  # type: ignore[no-untyped-call]
+    flat: Tensor = parts.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [N, rows, columns, h, w, c]
+    return flat
 
 
 def select(states: Sequence[Tensor], grid: Grid, *, count: int, keep: bool) -> Features:

@@ -2,13 +2,12 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from vlm.attention import Implementation
 from vlm.encoder import Encoder
@@ -16,7 +15,8 @@ from vlm.errors import ConfigError, Problem, unknown
 from vlm.features import Features, Grid
 from vlm.views import ImageSpec, Size
 
-from .common import Prefix, check_prefix, image_spec, layer_indices, select, whole_patches
+from .anatomy import without_data
+from .common import Prefix, image_spec, layer_indices, select, whole_patches
 
 Maps = list[tuple[Tensor, Tensor | None]]
 """Per layer a map [N, C, H, W] and its prefix tokens [N, E, C]."""
@@ -51,7 +51,7 @@ class Intermediates(Encoder):
         maps = self._probe(self.image.size)
         prefixes = maps[0][1]
         self._count = 0 if prefixes is None else prefixes.shape[1]
-        self.prefix = check_prefix(prefix, self._count)
+        self.prefix = self._count if prefix == "keep" else 0
         self.width = sum(features.shape[1] for features, _ in maps)
         self.grid(self.image.size)
 
@@ -84,6 +84,24 @@ class Intermediates(Encoder):
             self._grids[size] = self._one_grid(self._probe(size))
         return self._grids[size]
 
+    def resize(self, size: Size) -> None:
+        before = self.image.size
+        try:
+            self._resize_backbone(size)
+            self._grids.clear()
+            super().resize(size)
+        except ConfigError:
+            self._resize_backbone(before)
+            raise
+
+    @abstractmethod
+    def _resize_backbone(self, size: Size) -> None:
+        """Make the backbone fit for pixels of `size`, where it does not take any.
+
+        Raises:
+            ConfigError: it stays at its own size.
+        """
+
     def _selected(self, pixels: Tensor) -> Maps:
         """Maps in the order the user gave: the library sorts them and leaves out doubles."""
         indices = sorted(set(self._take))
@@ -100,18 +118,15 @@ class Intermediates(Encoder):
             whole_patches(size, (self._patch, self._patch))
         try:
             return self._without_data(size)
+        except ConfigError:
+            raise
         except Exception as error:  # timm states its demands as assertions, and a library's own bug is of any class
             raise self._refusal(size, error) from error
 
     def _without_data(self, size: Size) -> Maps:
-        call = _Call(self, self._selected)
-        tensors = dict(call.named_parameters()) | dict(call.named_buffers())
-        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
         dtype = next(self.parameters()).dtype
-        with torch.no_grad(), torch.device("meta"):
-            pixels = torch.empty(2, 3, *size, dtype=dtype)  # two, for batch norm in training mode
-            maps: Maps = functional_call(call, tensors, (pixels,))
-        return maps
+        # two images, for batch norm in training mode
+        return without_data(self, lambda: self._selected(torch.empty(2, 3, *size, dtype=dtype)))
 
     def _refusal(self, size: Size, error: Exception) -> ConfigError:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -139,18 +154,6 @@ class Intermediates(Encoder):
             shown = ", ".join(f"layer {layer}: {h}x{w}" for layer, (h, w) in zip(self.layers, grids, strict=True))
             raise ConfigError(Problem("layers", f"only layers of one grid can be concatenated; {shown}"))
         return grids[0]
-
-
-class _Call(nn.Module):
-    """A method of a module as a module of its own, for `functional_call`."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self._function = function
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self._function(pixels)
 
 
 def has_prefix(model: Any) -> bool:

@@ -5,15 +5,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vlm.errors import ConfigError, Problem, unknown
-from vlm.views import ImageSpec
+from vlm.views import ImageSpec, Size
 from vlm.weights import is_planning
 
-from .common import as_size, saved_spec
+from .common import as_size, saved_spec, whole_patches
 from .hub import final_spec
 from .intermediates import Intermediates, Maps, described_spec, fixed_patch, has_prefix, unknown_model, without_head
+from .sam import resampled
 
 # What open_clip needs beside a vision tower, as small as it can be.
 _NO_TEXT = {"context_length": 1, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
@@ -79,6 +81,21 @@ class OpenClip(Intermediates):
         )
         maps = found["image_intermediates"]
         return list(zip(maps, found.get("image_intermediates_prefix", [None] * len(maps)), strict=True))
+
+    def _resize_backbone(self, size: Size) -> None:
+        from open_clip.timm_model import TimmModel
+        from open_clip.transformer import VisionTransformer
+
+        self._options["vision_cfg"]["image_size"] = list(size)
+        tower: Any = self.model
+        if isinstance(tower, TimmModel):
+            tower.set_input_size(size)
+        elif isinstance(tower, VisionTransformer):
+            grid = whole_patches(size, as_size(tower.patch_size))
+            positions = resampled(tower.positional_embedding[1:].unflatten(0, tower.grid_size)[None], grid)[0]
+            both = torch.cat([tower.positional_embedding[:1], positions.flatten(0, 1)]).detach()
+            tower.positional_embedding = nn.Parameter(both)
+            tower.image_size, tower.grid_size = size, grid
 
     def resolved(self) -> dict[str, Any]:
         return {

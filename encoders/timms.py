@@ -7,9 +7,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vlm.errors import ConfigError, Problem
-from vlm.views import ImageSpec
+from vlm.views import ImageSpec, Size
 from vlm.weights import is_planning
 
+from .anatomy import channels_last
 from .common import as_size, saved_spec
 from .hub import final_spec
 from .intermediates import (
@@ -39,6 +40,8 @@ class Timm(Intermediates):
         prefix: `drop` puts CLS and registers into `Features.extra`, `keep` leaves them in front of the tokens.
         norm: the final norm, on the layers to which timm applies it (ViTs: each; pyramids: the last; SAM: its neck).
             Families to which it applies none (Hiera) need `norm: false`.
+        final: what the model itself yields (timm's `forward_features`) in place of its last layer: of a pyramid that
+            goes on behind its last stage, like FastViT with its `final_conv`, which FastVLM (arXiv 2412.13303) feeds.
         size: (height, width) in pixels, if not the weights' own; timm resamples position embeddings and windows.
         image: fields of a saved `ImageSpec`; overrides `size` and the weights' own.
     """
@@ -53,11 +56,15 @@ class Timm(Intermediates):
         layers: tuple[int, ...] = (-1,),
         prefix: Literal["drop", "keep"] = "drop",
         norm: bool = True,
+        final: bool = False,
         size: int | tuple[int, int] | None = None,
         image: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._name = model
+        self._final = final
+        if final and layers != (-1,):
+            raise ConfigError(Problem("layers", f"{list(layers)} beside `final: true`, which has one only: [-1]"))
         self._options = dict(config or {})
         source = self._source(pretrained, weights)
         cfg = _pretrained_cfg(source)
@@ -65,14 +72,37 @@ class Timm(Intermediates):
         self.image = final_spec(own, size, image)
         if cfg.get("fixed_input_size") or "img_size" in self._options:  # the others are convolutions, of any size
             self._options["img_size"] = list(self.image.size)
-        self.model: Any = _create(source, self._options)
+        self.model: Any = _create(source, self._options, final=final)
         self._setup(layers, len(self.model.feature_info), prefix, norm=norm, patch=fixed_patch(self.model))
 
     def _maps(self, pixels: Tensor, indices: list[int]) -> Maps:
+        if self._final:
+            return [(self._last_map(pixels), None)]
         door = self.model.forward_intermediates
         extra = {"return_prefix_tokens": True} if has_prefix(self.model) else {}
         found = door(pixels, indices=indices, norm=self.norm, stop_early=True, intermediates_only=True, **extra)
         return split_pairs(found)
+
+    def _resize_backbone(self, size: Size) -> None:
+        if "img_size" not in self._options or list(size) == self._options["img_size"]:
+            return
+        change = getattr(self.model, "set_input_size", None)  # most of timm's families of a fixed size have it
+        if change is None:
+            raise ConfigError(Problem("size", f"timm's `{self._name}` cannot change its size once it is built"))
+        try:
+            change(img_size=size)
+        except AssertionError as error:  # of a size that its patches do not fill
+            raise ConfigError(Problem("size", f"timm's `{self._name}` refuses {size}: {error}")) from error
+        self._options["img_size"] = list(size)
+
+    def _last_map(self, pixels: Tensor) -> Tensor:
+        """[N, C, H, W]: all that the model does but its pooling and classifier."""
+        found: Tensor = self.model.forward_features(pixels)
+        if found.ndim != 4:
+            raise ConfigError(Problem("final", f"`{self._name}` yields tokens, no map: `layers: [-1]` are they"))
+        if channels_last([tuple(found.shape)], (pixels.shape[-2], pixels.shape[-1])):
+            found = found.permute(0, 3, 1, 2)
+        return found
 
     def resolved(self) -> dict[str, Any]:
         return {
@@ -81,6 +111,7 @@ class Timm(Intermediates):
             "layers": list(self.layers),
             "prefix": "keep" if self.prefix else "drop",
             "norm": self.norm,
+            "final": self._final,
             "image": saved_spec(self.image),
         }
 
@@ -91,13 +122,13 @@ class Timm(Intermediates):
             ConfigError: timm has no such model or tag, or the folder holds another model.
         """
         import timm
-        from timm.models import get_arch_name, get_arch_pretrained_cfgs, split_model_name_tag
+        from timm.models import get_arch_name, is_model_pretrained, split_model_name_tag
 
         name, tag = split_model_name_tag(self._name)
         if not timm.is_model(name):
             raise unknown_model("timm", name, timm.list_models())
-        if tag and tag not in get_arch_pretrained_cfgs(name):
-            raise unknown_model("timm", self._name, [f"{name}.{tag}" for tag in get_arch_pretrained_cfgs(name) if tag])
+        if tag and not is_model_pretrained(self._name):
+            raise unknown_model("timm", self._name, timm.list_models(f"{name}.*", pretrained=True))
         if weights is None:
             return {"model_name": self._name, "pretrained": pretrained and not is_planning()}
         if pretrained:
@@ -145,8 +176,8 @@ def _own_spec(cfg: dict[str, Any], img_size: Any) -> ImageSpec:
     return described_spec(data, as_size(data["input_size"][1:] if img_size is None else img_size))
 
 
-def _create(source: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The model without its classifier and pooling head.
+def _create(source: dict[str, Any], options: dict[str, Any], *, final: bool) -> Any:
+    """The model without its classifier and pooling head, and without what else is behind its last stage unless `final`.
 
     The head is taken off after loading: a model created without one makes timm load without checking (`strict` off),
     and parameters that the file lacks would stay random.
@@ -157,10 +188,13 @@ def _create(source: dict[str, Any], options: dict[str, Any]) -> Any:
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         model: Any = timm.create_model(**arguments, **options)
-    except (TypeError, AssertionError, ArithmeticError) as error:  # a size of 0 is divided by
+    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:  # a size of 0 is divided by
         raise ConfigError(Problem("config", f"timm refuses {options}: {error}")) from error
     except RuntimeError as error:
         if not source["pretrained"]:
             raise
         raise ConfigError(Problem("weights", f"they do not fit the model: {error}")) from error
+    if final:
+        model.reset_classifier(0, "")
+        return model
     return without_head(model)

@@ -36,8 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(sample, place / "photo.png")
     (place / "questions.jsonl").write_text('{"image": "photo.png", "question": "What is the number?"}\n')
     (place / "mine.jsonl").write_text('{"image": "photo.png", "question": "What is the number?", "answer": "7"}\n')
+    _hugging_face_folder(place / "llava-1.5-7b-hf")
     (place / "recipe.yaml").write_text((ROOT / "vlm/recipes/demo.yaml").read_text())
     return place
+
+
+def _hugging_face_folder(place: Path) -> None:
+    """A LLaVA of transformers at toy size."""
+    from tests.parity.families import reference
+    from vlm.interop import export_folder, from_transformers
+
+    export_folder(from_transformers(reference("llava-clip")), place)
 
 
 def test_readme_starts_with_the_two_commands() -> None:
@@ -99,3 +108,14 @@ def test_example_connector_of_the_docs_works(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     model = vlm.assemble(toy_recipe({"name": "docs_pkg.mine:MeanConnector", "bias": False}))
     assert model.processor.tokens(32, 32) == 1
+
+
+def test_architecture_of_the_docs_is_the_shipped_one_and_its_comparison_holds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = ROOT / "docs/architectures.md"
+    assert blocks(page, "yaml")[0] == (ROOT / "vlm/keymaps/got_ocr2.yaml").read_text()
+    exec(compile(blocks(page, "python")[0], str(page), "exec"), {})
+    difference, name = capsys.readouterr().out.splitlines()
+    assert float(difference.removeprefix("tensor(").removesuffix(")")) <= 1e-4
+    assert name == "GotOcr2ForConditionalGeneration"

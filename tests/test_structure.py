@@ -73,7 +73,7 @@ def test_importing_parts_loads_no_model_library() -> None:
     assert not loaded_by(f"import vlm.registry, {modules.replace('.__init__', '')}") & HEAVY
 
 
-@pytest.mark.parametrize("kind", ["encoders", "views", "merges", "connectors", "sources", "objectives"])
+@pytest.mark.parametrize("kind", ["encoders", "views", "merges", "connectors", "packers", "sources", "objectives"])
 def test_every_registered_name_leads_to_a_part(kind: str) -> None:
     import vlm.registry
 

@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlm import registry
-from vlm.assembly import construct
 from vlm.data import Source
 from vlm.errors import ConfigError, Problem, join
 from vlm.processor import Example, Processor
 from vlm.recipe import DataSpec, PartSpec, StageSpec
 from vlm.sample import Batch, Sample
+from vlm.schema import construct
 
 
 class Mixture(Dataset[Sample]):

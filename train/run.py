@@ -21,12 +21,14 @@ from rich.console import Console
 
 from vlm import device as devices
 from vlm import registry
-from vlm.assembly import Source, assemble, construct, draft
+from vlm.assembly import Source, assemble, draft
 from vlm.errors import ConfigError, Problem, join
 from vlm.llm import has_sdpa, head_count, width
 from vlm.loading import load
 from vlm.model import VLM
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
+from vlm.schema import construct
+from vlm.stages import own_sight, show, shows, sight
 
 from .checkpoint import Checkpoints
 from .mixture import Positions, loader, micro_batch, open_sources
@@ -92,13 +94,16 @@ def train(
         ConfigError: every mistake in the recipe, before anything heavy is loaded.
         TrainingError: a batch in which nothing is supervised, shown.
     """
-    recipe = check(source, overrides or [])
+    recipe, planned = _sound(source, overrides or [])
     run = Run(recipe, Path(out or Path("runs") / name_of(source)))
     finished = run.finished()
     if finished == len(recipe.stages):
         return run.folder
     model = load(run.model_after(finished - 1)) if finished else assemble(recipe)
+    own = own_sight(recipe.model, planned)
     for number in range(finished, len(recipe.stages)):
+        if any(shows(stage) for stage in recipe.stages):
+            show(model, recipe.model, sight(recipe.stages[number], own))
         train_stage(run, number, model, console=console or Console(quiet=True))
     return run.folder
 
@@ -208,6 +213,11 @@ def check(source: Source, overrides: list[str], more: Sequence[Problem] = ()) ->
     Raises:
         ConfigError: all mistakes, and `more` that were found elsewhere.
     """
+    return _sound(source, overrides, more)[0]
+
+
+def _sound(source: Source, overrides: list[str], more: Sequence[Problem] = ()) -> tuple[Recipe, VLM]:
+    """`check`, and the model of the recipe without weights."""
     found = draft(source, overrides)
     problems = [*found.problems, *more]
     if found.recipe is not None and not found.stages:
@@ -217,9 +227,9 @@ def check(source: Source, overrides: list[str], more: Sequence[Problem] = ()) ->
     names = [stage.name for stage in found.stages if stage is not None]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [Problem("stages", f"the name `{name}` stands twice") for name in twice]
-    if found.recipe is None or problems:
+    if found.recipe is None or found.model is None or problems:
         raise ConfigError(list(dict.fromkeys(problems)), source=found.source)
-    return found.recipe
+    return found.recipe, found.model
 
 
 def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Problem]:

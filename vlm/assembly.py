@@ -10,15 +10,15 @@ import torch
 from vlm import registry
 from vlm.connector import Chain, Connector, Merge
 from vlm.encoder import Encoder
-from vlm.errors import ConfigError, Problem, choices, join
+from vlm.errors import ConfigError, Problem, join
 from vlm.features import Shape
 from vlm.llm import build_llm, build_tokenizer, embedding, layer_count, width
 from vlm.model import VLM
-from vlm.parts import learning_rates
-from vlm.recipe import EncoderSpec, LlmSpec, ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
+from vlm.recipe import ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
 from vlm.routes import SequenceRoute
-from vlm.schema import check_options, given, options
-from vlm.weights import config_fields, planning
+from vlm.schema import construct, given
+from vlm.stages import resolved, stage_problems
+from vlm.weights import planning
 
 Source = str | Path | Mapping[str, Any] | Recipe
 T = TypeVar("T")
@@ -71,7 +71,10 @@ def draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
     builder = _Builder(bad_places=[problem.place for problem in found.problems])
     with planning():
         model = None if found.model is None else builder.model(found.model)
-    problems = [*found.problems, *builder.problems, *_stage_problems(found.stages, model)]
+        written_well = not any(problem.place.startswith("model.layout") for problem in builder.problems)
+        images = _image_problems(model) if model is not None and written_well else []
+        stages = stage_problems(found, model)
+    problems = [*found.problems, *builder.problems, *images, *stages]
     name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
     return Draft(name, found.recipe, found.stages, model, list(dict.fromkeys(problems)))
 
@@ -110,8 +113,7 @@ class _Builder:
         chain = self._chain(spec, encoders, llm)
         if chain is None or views is None:
             return None
-        resolved = _resolved(spec, encoders, llm)
-        parts = {"tokenizer": tokenizer, "views": views, "layout": spec.layout, "spec": resolved}
+        parts = {"tokenizer": tokenizer, "views": views, "layout": spec.layout, "spec": resolved(spec, encoders, llm)}
         return self._try("model.connector", lambda: VLM(encoders, chain, llm=llm, **parts))
 
     def _chain(self, spec: ModelSpec, encoders: list[Encoder], llm: Any) -> Chain | None:
@@ -153,8 +155,8 @@ class _Builder:
         found: Shape | None = shape
         for number, part in enumerate(parts):
             where = _place(place, parts, number)
-            last = end is not None and number == len(parts) - 1
-            told = part.options.get("out_width", end if last else shape.width)
+            last = number == len(parts) - 1
+            told = part.options.get("out_width", shape.width if end is None or _widened(parts[number + 1 :]) else end)
             if not isinstance(told, int) or told < 1:
                 self.problems.append(Problem(join(where, "out_width"), f"`{told}`; allowed: 1 or more"))
                 return ops, None
@@ -162,7 +164,7 @@ class _Builder:
             op = self._part(registry.connectors, part, where, facts)
             if op is None:
                 return ops, None
-            if not last and not isinstance(op.route(), SequenceRoute):
+            if not (last and end is not None) and not isinstance(op.route(), SequenceRoute):
                 self.problems.append(Problem(where, f"`{part.name}` leads into the LLM, so it must be the last op"))
             found = self._try(where, lambda op=op, before=shape: op.shape(before))  # type: ignore[misc]
             if found is None:
@@ -204,62 +206,37 @@ class _Builder:
             return None
 
 
+def _widened(following: Sequence[PartSpec]) -> bool:
+    """Whether one of the ops that follow has a say in the width, so that this one need not reach the LLM's."""
+    known = [registry.connectors.get(part.name) for part in following if part.name in registry.connectors]
+    return len(known) < len(following) or any({"out_width", "llm_width"} & set(given(op)) for op in known)
+
+
 def _place(place: str, parts: Sequence[PartSpec], number: int) -> str:
     """Where a part of a list stands in the recipe; a list of one may be written without its brackets."""
     return join(place, number if len(parts) > 1 else "")
 
 
-def construct(kind: registry.Registry[Any], part: PartSpec, facts: Mapping[str, Any]) -> Any:
-    """A part from its name and options, with the positional parameters it asks for taken from `facts`.
+def _image_problems(model: VLM) -> list[Problem]:
+    """What the chat template, the packer and the layout refuse: images of a few shapes are laid out as in a sample.
 
-    Raises:
-        ConfigError: unknown name or options, or a positional parameter that the kit does not supply.
+    An image that the views or the ops refuse is passed over: another one may be fine, and a sample says so itself.
     """
-    found = kind.get(part.name)
-    asked = given(found)
-    missing = [name for name in asked if name not in facts]
-    if missing:
-        raise ConfigError(f"{found.__name__} asks for {missing}, but a {kind.kind} is given {sorted(facts)}")
-    own = {name: value for name, value in part.options.items() if name not in asked or name in options(found)}
-    return found(**{name: facts[name] for name in asked}, **check_options(found, own))
-
-
-PARTS = ("encoders", "connector", "llm", "objective")
-"""What a key of `train` may begin with; `objective` stands for parameters that an objective brings itself."""
-
-
-def _stage_problems(stages: Sequence[StageSpec | None], model: VLM | None) -> list[Problem]:
-    """Keys of `train` that match nothing; of a model that could not be built, those that begin with no part."""
-    problems = []
-    for number, stage in enumerate(stages):
-        if stage is None:
-            continue
-        place = join("stages", number, "train")
-        if model is None:
-            words = {key: key.partition(".")[0] for key in stage.train if not set(key) & set("*?[")}
-            wrong = [(key, word) for key, word in words.items() if word not in PARTS]
-            problems += [
-                Problem(join(place, key), f"matches no parameter;{choices(word, PARTS)}") for key, word in wrong
-            ]
+    try:
+        processor = model.processor
+    except ConfigError as error:
+        return error.under("model.llm").problems
+    problems: list[Problem] = []
+    encoder: Any = model.encoders[0]
+    height, width = encoder.image.size
+    for rows, columns in ((1, 1), (2, 3), (4, 1)):
+        try:
+            image = processor.plan(rows * height, columns * width)
+            processor.shapes(image)
+        except ConfigError:
             continue
         try:
-            names = [*(name for name, _ in model.named_parameters()), "objective.*"]
-            if not learning_rates(names, stage.train):
-                problems.append(Problem(place, "trains nothing: every rate is 0"))
+            processor.render(image)
         except ConfigError as error:
-            problems += error.under(place).problems
-    return problems
-
-
-def _resolved(spec: ModelSpec, encoders: Sequence[Encoder], llm: Any) -> dict[str, Any]:
-    """The model part of the recipe with sizes in place of weights: what a saved model carries."""
-    resolved = spec.model_copy(
-        update={
-            "encoders": [
-                EncoderSpec(name=part.name, adapter=part.adapter, **encoder.resolved())
-                for part, encoder in zip(spec.encoders, encoders, strict=True)
-            ],
-            "llm": LlmSpec(config=config_fields(llm.config), attention=spec.llm.attention),
-        }
-    )
-    return resolved.model_dump(mode="json", exclude_none=True)
+            problems += error.under("model").problems
+    return list(dict.fromkeys(problems))

@@ -1,12 +1,13 @@
 """Attention for the kit's own modules, by one of two equal routes."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlm.errors import ConfigError, Problem
+from vlm.errors import ConfigError, Problem, positive
 
 Implementation = Literal["sdpa", "eager"]
 
@@ -36,11 +37,18 @@ class MultiHead(nn.Module):
     """Queries from one sequence, keys and values from another (or the same).
 
     Args:
-        width: of queries and output.
+        width: of queries.
         context: width of what is looked at; `width` if absent.
+        out_width: of the output; `width` if absent.
         heads: number of heads.
+        kv_heads: number of heads of keys and values, shared by as many query heads each (arXiv 2305.13245); `heads`
+            if absent.
         head_width: of each head; `width / heads` if absent.
         bias: of the four maps.
+        qk_norm: makes a norm for a width, put over the queries and the keys of each head (arXiv 2302.05442).
+
+    Raises:
+        ConfigError: the heads do not divide the width, or the kv_heads the heads.
     """
 
     def __init__(
@@ -48,36 +56,65 @@ class MultiHead(nn.Module):
         width: int,
         context: int | None = None,
         *,
+        out_width: int | None = None,
         heads: int,
+        kv_heads: int | None = None,
         head_width: int | None = None,
         bias: bool = False,
+        qk_norm: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
+        size = head_size(width, heads) if head_width is None else head_width
         self.heads = heads
-        inner = heads * (head_width or head_size(width, heads))
-        self.q = nn.Linear(width, inner, bias=bias)
-        self.k = nn.Linear(context or width, inner, bias=bias)
-        self.v = nn.Linear(context or width, inner, bias=bias)
-        self.out = nn.Linear(inner, width, bias=bias)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        if problems := positive(heads=heads, kv_heads=self.kv_heads, head_width=size):
+            raise ConfigError(problems)
+        if heads % self.kv_heads:
+            raise ConfigError(Problem("kv_heads", f"`{self.kv_heads}` does not divide the {heads} heads"))
+        self.q = nn.Linear(width, heads * size, bias=bias)
+        self.k = nn.Linear(context or width, self.kv_heads * size, bias=bias)
+        self.v = nn.Linear(context or width, self.kv_heads * size, bias=bias)
+        self.out: nn.Module = nn.Linear(heads * size, out_width or width, bias=bias)
+        self.norm_q = qk_norm(size)
+        self.norm_k = qk_norm(size)
         self.how: Implementation = "sdpa"
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """queries [N, Tq, width], context [N, Tk, context], mask as in `attend` -> [N, Tq, width]."""
+        """queries [N, Tq, width], context [N, Tk, context], mask as in `attend` -> [N, Tq, out_width]."""
         return self.look(queries, *self.keys_values(context), mask=mask)
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, Tk, context] -> two of [N, H, Tk, D]: what can be kept while the context stays the same."""
-        return self._split(self.k(context)), self._split(self.v(context))
+    def keys_values(self, keys: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[N, Tk, context] (and as much for values, if they differ) -> two of [N, kv_heads, Tk, D]: what can be kept
+        while the context stays the same."""
+        k, v = self.k(keys), self.v(keys if values is None else values)
+        return self.norm_k(_split(k, self.kv_heads)), _split(v, self.kv_heads)
 
     def look(self, queries: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Queries [N, Tq, width] over given keys and values -> [N, Tq, width]."""
-        found = attend(self._split(self.q(queries)), k, v, mask, self.how)
+        """Queries [N, Tq, width] over given keys and values -> [N, Tq, out_width]."""
+        shared = self.heads // self.kv_heads
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+        found = attend(self.norm_q(_split(self.q(queries), self.heads)), k, v, mask, self.how)
         mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return mixed
 
-    def _split(self, tokens: Tensor) -> Tensor:
-        heads: Tensor = tokens.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
-        return heads.transpose(1, 2)
+
+class DoubleMultiHead(MultiHead):
+    """As `MultiHead`, with two linear maps in a row in place of each (Aria, arXiv 2410.05993).
+
+    The first of queries, keys and values keeps the width and has no bias.
+    """
+
+    def __init__(self, width: int, **options: Any) -> None:
+        super().__init__(width, **options)
+        for name in ("q", "k", "v"):
+            setattr(self, name, nn.Sequential(nn.Linear(width, width, bias=False), getattr(self, name)))
+        self.out = nn.Sequential(self.out, nn.Linear(width, width, bias=options.get("bias", False)))
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """[N, T, heads * D] -> [N, heads, T, D]."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def head_size(width: int, heads: int) -> int:

@@ -1,6 +1,6 @@
 """Turns of talk -> token ids, with the tokenizer's own chat template; and which of them the assistant says."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.errors import ConfigError, Problem
 from vlm.layout import Piece
 from vlm.sample import IMAGE_MARK, PLACEHOLDER, Turn
 
@@ -89,8 +90,13 @@ class ChatFormat:
         return text[: text.rindex(end) + len(end)] if end and end in text else text.rstrip("\n")
 
     def _text(self, turns: Sequence[Turn], layouts: Sequence[str] = (), *, prompt: bool = False) -> str:
-        text = self._template.render(turns, layouts, prompt=prompt)
-        return text.replace(self.joint * 2, self.joint) if self.joint else text
+        text, *rest = self._template.render(turns, prompt=prompt)
+        for number, (layout, piece) in enumerate(zip(layouts, rest, strict=False)):
+            adjacent = number > 0 and not rest[number - 1]
+            if adjacent and self.joint and text.endswith(self.joint):
+                layout = layout.removeprefix(self.joint)
+            text += layout + piece
+        return text
 
     def _expand(self, ids: Tensor, spoken: Tensor, images: Sequence[Sequence[Piece]]) -> Encoded:
         """Each placeholder in the text becomes as many as its run is long."""
@@ -116,47 +122,91 @@ class ChatFormat:
 
 
 class Template:
-    """A tokenizer's chat template. Some take a turn's content as text, others as a list of texts and images.
+    """A tokenizer's chat template. Some take a turn's content as text, others as a list of texts and images, and a few
+    differ by role. Given the wrong form a template may leave the content out in silence, so each role is tried once.
 
-    A template of the second kind given text would leave it out in silence, so it is tried once.
+    Raises:
+        ConfigError: the template shows a user's turn in neither form.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._listed = "probe" not in self._apply([{"role": "user", "content": "probe"}])
-        self._mark = self._own_mark() if self._listed else ""
+        self._listed: dict[str, bool] = {}
+        for role in ("user", "assistant", "system"):
+            form = self._form(role)
+            if form is not None:
+                self._listed[role] = form
+        if "user" not in self._listed:
+            message = "shows a user's turn neither as a text nor as a list of texts"
+            raise ConfigError(Problem("chat_template", message))
+        self._mark = self._own_mark() if self._listed["user"] else ""
 
-    def render(self, turns: Sequence[Turn], layouts: Sequence[str], *, prompt: bool) -> str:
-        """The text of `turns`, with `layouts` in the places of the image marks."""
-        todo = iter(layouts)
-        if not self._listed:
-            return self._apply([{"role": t.role, "content": _filled(t.text, todo)} for t in turns], prompt)
-        if not self._mark:
-            texts = [_filled(turn.text, todo) for turn in turns]
-            listed = [[{"type": "text", "text": text}] for text in texts]
-            return self._apply([{"role": t.role, "content": c} for t, c in zip(turns, listed, strict=True)], prompt)
-        if any(self._mark in turn.text.replace(IMAGE_MARK, "") for turn in turns):
-            raise ValueError(f"its text holds `{self._mark}`, which stands for an image in this chat template")
-        text = self._apply([{"role": turn.role, "content": _parts(turn.text)} for turn in turns], prompt)
-        pieces = text.split(self._mark)
-        return pieces[0] + "".join(layout + piece for layout, piece in zip(todo, pieces[1:], strict=False))
+    def render(self, turns: Sequence[Turn], *, prompt: bool) -> list[str]:
+        """The text of `turns`, in pieces: between two of them stands an image.
+
+        Raises:
+            ValueError: the template refuses the turns or leaves out some or an image, or they hold what stands for one.
+        """
+        for turn in turns:
+            self._check(turn)
+        messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+        text = self._apply(messages, prompt)
+        pieces = (text.replace(self._mark, PLACEHOLDER) if self._mark else text).split(PLACEHOLDER)
+        images = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+        if len(pieces) - 1 != images:
+            raise ValueError(f"the chat template shows {len(pieces) - 1} of {images} images")
+        return pieces
+
+    def _check(self, turn: Turn) -> None:
+        if turn.role not in self._listed:
+            raise ValueError(f"the chat template does not show what the {turn.role} says")
+        text = turn.text.replace(IMAGE_MARK, "")
+        for mark in (PLACEHOLDER, self._mark):
+            if mark and mark in text:
+                raise ValueError(f"its text holds `{mark}`, which stands for an image")
+
+    def _content(self, turn: Turn) -> Any:
+        """In the form that the template takes. Where it has no mark of its own for images, ours stands in the text."""
+        if self._listed[turn.role] and self._mark:
+            return _parts(turn.text)
+        text = turn.text.replace(IMAGE_MARK, PLACEHOLDER)
+        return [{"type": "text", "text": text}] if self._listed[turn.role] else text
+
+    def _form(self, role: str) -> bool | None:
+        """Whether the template wants this role's content as a list; None if it shows neither form."""
+        for listed in (False, True):
+            content: Any = [{"type": "text", "text": "probe"}] if listed else "probe"
+            turns = [{"role": role, "content": content}]
+            hello: Any = [{"type": "text", "text": "hello"}] if self._listed.get("user") else "hello"
+            user = {"role": "user", "content": hello}
+            messages = {"user": turns, "assistant": [user, *turns], "system": [*turns, user]}[role]
+            try:
+                text = self._apply(messages)
+            except ValueError:
+                continue
+            if "probe" in text:
+                return listed
+        return None
 
     def _own_mark(self) -> str:
-        """What the template itself writes for an image."""
-        content = [{"type": "text", "text": "probe-a"}, {"type": "image"}, {"type": "text", "text": "probe-b"}]
+        """What the template itself writes for an image; nothing if it passes over images or has them elsewhere."""
+        without, mark = self._between([]), self._between([{"type": "image"}])
+        return "" if mark == without else mark
+
+    def _between(self, parts: Sequence[dict[str, str]]) -> str:
+        content = [{"type": "text", "text": "probe-a"}, *parts, {"type": "text", "text": "probe-b"}]
         text = self._apply([{"role": "user", "content": content}])
         if "probe-a" not in text or "probe-b" not in text:
-            raise ValueError("the chat template shows neither a text nor a list of texts as a turn's content")
+            raise ConfigError(Problem("chat_template", "shows only one of two texts in a user's turn"))
         return text[text.index("probe-a") + len("probe-a") : text.index("probe-b")].strip()
 
     def _apply(self, messages: Sequence[dict[str, Any]], prompt: bool = False) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        from jinja2 import TemplateError
 
-
-def _filled(text: str, layouts: Iterator[str]) -> str:
-    """`text` with the next layouts in the places of its image marks."""
-    first, *rest = text.split(IMAGE_MARK)
-    return first + "".join(next(layouts) + piece for piece in rest)
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template refuses the turns: {error}") from error
 
 
 def _parts(text: str) -> list[dict[str, str]]:

@@ -60,7 +60,7 @@ def plan(
         planning = import_module("vlm.planning")
         sample = {"text": text, "per_sample": per_sample}
         planned = planning.plan(recipe, changes or [], images=images or [], **sample, devices=devices)
-        _show(planned.to_dict(), as_json, planned.tables)
+        _show(planned.to_dict(), as_json, lambda: import_module("vlm.plan_tables").tables(planned))
 
 
 @app.command()
@@ -122,6 +122,30 @@ def demo(
         import_module("vlm.demo").run(connector, out=out, fast=fast, console=_console())
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A Hugging Face vision-language model: a folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="Where the kit's model goes.")],
+) -> None:
+    """Turn a Hugging Face vision-language model into one of the kit, with the same weights."""
+    with _errors():
+        folder = import_module("vlm.interop").import_folder(source, out)
+        _console().print(f"imported: {folder}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Where the Hugging Face folder goes.")],
+    architecture: Annotated[str | None, typer.Option(help="A key map by name (`vlm list architectures`).")] = None,
+) -> None:
+    """Turn a model of the kit into a Hugging Face folder, where transformers has its architecture."""
+    with _errors():
+        loaded = import_module("vlm.loading").load(model)
+        folder = import_module("vlm.interop").export_folder(loaded, out, architecture=architecture)
+        _console().print(f"exported: {folder}", soft_wrap=True, markup=False)
+
+
 def main() -> None:
     """The `vlm` command."""
     app()
@@ -159,4 +183,4 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-_MENDABLE = {"ConfigError", "WeightsError", "ImageError", "SampleError", "DataError", "TrainingError"}
+_MENDABLE = {"ConfigError", "WeightsError", "ImageError", "SampleError", "DataError", "TrainingError", "KeysError"}

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm.errors import ConfigError
 from vlm.features import Features, Shape, VisionTokens
-from vlm.packer import ImagePlan, Packer
+from vlm.packer import ImagePlan, Packer, Run, separate
 from vlm.routes import Route, SequenceRoute
 
 
@@ -41,6 +43,14 @@ class Connector(nn.Module, ABC):
     def attach(self, llm: nn.Module) -> None:
         """Put what the connector owns into the LLM; a no-op except for routes inside the LLM. Called once."""
 
+    def question(self, text: str) -> list[int] | None:
+        """The ids that the op reads of what is asked about an image (`Features.question`); None: it reads nothing."""
+        return None
+
+    def tokenizer(self) -> Any:
+        """What makes these ids, so that it is saved with the model; None where there is none."""
+        return None
+
     def route(self) -> Route:
         """Where the tokens go: the sequence, unless the op says otherwise."""
         return SequenceRoute()
@@ -69,10 +79,16 @@ class Chain(nn.Module):
         self.ops = nn.ModuleList(ops)
         self.packer = packer
 
-    def forward(self, features: Sequence[Features]) -> Features:
-        """One `Features` [N, T_i, C_i] per encoder, of the same N views -> Features in the LLM's width."""
+    def forward(self, features: Sequence[Features], question: Tensor | None = None) -> Features:
+        """One `Features` [N, T_i, C_i] per encoder, of the same N views -> Features in the LLM's width.
+
+        Args:
+            features: of each encoder.
+            question: long [N, L], see `Features.question`.
+        """
         adapted = [_through(own, one) for own, one in zip(self.adapters, features, strict=True)]
-        return _through(self.ops, adapted[0] if self.merge is None else self.merge(adapted))
+        merged = adapted[0] if self.merge is None else self.merge(adapted)
+        return _through(self.ops, replace(merged, question=question))
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of one view's output, from one shape per encoder."""
@@ -93,11 +109,21 @@ class Chain(nn.Module):
                 sequences.append(packer(tokens[mine], shapes[mine], image))
         return VisionTokens(torch.cat(sequences), tuple(len(one) for one in sequences))
 
-    def runs(self, shapes: Sequence[Shape], image: ImagePlan) -> list[Shape]:
-        """The shapes of an image's token runs, from those of its views: one in all if there is a packer."""
-        if self.packer is None:
-            return list(shapes)
-        return [Shape(self.packer.count(shapes, image), shapes[0].width)]
+    def runs(self, shapes: Sequence[Shape], image: ImagePlan) -> list[Run]:
+        """The runs of an image's tokens, from the shapes of its views: one a view unless a packer joins them.
+
+        Raises:
+            ConfigError: the packer cannot take such views, or they overlap and there is none.
+        """
+        try:
+            return separate(shapes, image) if self.packer is None else self.packer.runs(shapes, image)
+        except ConfigError as error:
+            raise error.under("packer") from error
+
+    def question(self, text: str) -> list[int] | None:
+        """The ids that an op reads of what is asked about an image; None where none does."""
+        ops: Any = self.ops
+        return next((ids for op in ops if (ids := op.question(text)) is not None), None)
 
     def attach(self, llm: nn.Module) -> None:
         """Put what the connector owns into the LLM; a no-op except for routes inside the LLM."""
@@ -109,13 +135,13 @@ class Chain(nn.Module):
         return self.ops[-1].route()  # type: ignore[operator, no-any-return]
 
 
-def _through(ops: nn.ModuleList | nn.Module, features: Features) -> Features:
-    for op in ops:  # type: ignore[union-attr]
+def _through(ops: Any, features: Features) -> Features:
+    for op in ops:
         features = op(features)
     return features
 
 
-def _shape(ops: nn.ModuleList | nn.Module, shape: Shape) -> Shape:
-    for op in ops:  # type: ignore[union-attr]
+def _shape(ops: Any, shape: Shape) -> Shape:
+    for op in ops:
         shape = op.shape(shape)
     return shape

@@ -1,6 +1,7 @@
 """The vision encoder: pixels -> Features."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,16 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def resolved(self) -> dict[str, Any]:
         """The options that build this encoder again without its weights: what a saved model's config holds."""
+
+    def resize(self, size: Size) -> None:
+        """Take views of another size from now on. Encoders that do not interpolate position embeddings as they go do so
+        here, which may give them new parameters.
+
+        Raises:
+            ConfigError: it cannot take the size.
+        """
+        self.grid(size)
+        self.image = replace(self.image, size=size)
 
     def set_attention(self, how: Implementation) -> None:
         """Choose how attention is computed; by default in the kit's own modules, of which it is made."""

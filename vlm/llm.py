@@ -5,28 +5,42 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.cards import tokenizer_length
 from vlm.errors import ConfigError, Problem
 from vlm.recipe import LlmSpec
 from vlm.tokenizers import load_tokenizer
-from vlm.weights import transformers_config, transformers_model
+from vlm.weights import is_planning, transformers_config, transformers_model
 
 
 def build_tokenizer(spec: LlmSpec) -> Any:
-    """The LLM's tokenizer.
+    """The LLM's tokenizer, with the spec's own tokens. Under `planning()` a hub id with a card gets the embedded one in
+    its place: its own words are not needed there, only their number.
 
     Raises:
         ConfigError: none is named and there are no weights to take it from (see also `load_tokenizer`).
     """
-    name = spec.tokenizer or spec.weights
+    name = _tokenizer_name(spec)
     if name is None:
         raise ConfigError(Problem("tokenizer", "is missing; with `config` give `bytes`, a hub id or a folder"))
-    return load_tokenizer(name, spec.chat_template)
+    return load_tokenizer(name if _told(spec) is None else "bytes", spec.chat_template, spec.tokens)
+
+
+def _tokenizer_name(spec: LlmSpec) -> str | None:
+    return spec.tokenizer or spec.weights
+
+
+def _told(spec: LlmSpec) -> int | None:
+    """Tokens of the spec's tokenizer by its card, where the embedded one stands in for it; else None."""
+    name = _tokenizer_name(spec)
+    length = tokenizer_length(name) if name is not None and is_planning() else None
+    return None if length is None else length + len(spec.tokens)
 
 
 def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
     """The causal LM with random or pretrained weights; its vocabulary must hold the tokenizer's.
 
-    With `config`, sizes that follow from the tokenizer (`vocab_size`, special ids) are filled in where absent.
+    With `config`, sizes that follow from the tokenizer (`vocab_size`, special ids) are filled in where absent. Weights
+    that have no rows left for the spec's own tokens get some, drawn as transformers does: about the mean of the others.
 
     Raises:
         ConfigError: an unknown field or model type, missing weights, or a vocabulary smaller than the tokenizer's.
@@ -35,17 +49,27 @@ def build_llm(spec: LlmSpec, tokenizer: Any) -> Any:
 
     if spec.weights is not None and spec.config is not None:
         raise ConfigError(Problem("config", "stands beside `weights`, which bring their own; give one of the two"))
-    fields = None if spec.config is None else {**_token_fields(tokenizer), **spec.config}
+    fields = None if spec.config is None else {**_token_fields(tokenizer, _told(spec) or len(tokenizer)), **spec.config}
     config = transformers_config(spec.weights if fields is None else None, fields)
-    attention = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
+    attention: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     llm = transformers_model(AutoModelForCausalLM, config, spec.weights, alone=True, dtype=_dtype(spec), **attention)
+    _add_rows(llm, spec, tokenizer)
     _check_vocabulary(llm, tokenizer)
     return llm
 
 
-def _token_fields(tokenizer: Any) -> dict[str, int]:
+def _add_rows(llm: Any, spec: LlmSpec, tokenizer: Any) -> None:
+    """Rows of the embedding and the head for the spec's own tokens; a head that is tied stays so."""
+    if not spec.tokens or spec.weights is None:
+        return
+    needed = _told(spec) or 1 + max(tokenizer.convert_tokens_to_ids(spec.tokens))
+    if needed > embedding(llm).num_embeddings:
+        llm.resize_token_embeddings(needed, mean_resizing=not is_planning())  # there is no mean of what has no values
+
+
+def _token_fields(tokenizer: Any, length: int) -> dict[str, int]:
     return {
-        "vocab_size": len(tokenizer),
+        "vocab_size": length,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -9,8 +9,9 @@ from vlm.assembly import build
 from vlm.errors import ConfigError
 from vlm.model import VLM
 from vlm.recipe import ModelSpec
-from vlm.saving import CONFIG, TOKENIZER, WEIGHTS, load_weights
+from vlm.saving import CARRIED, CONFIG, TOKENIZER, WEIGHTS, Origin, load_weights
 from vlm.schema import validate
+from vlm.weights import no_init
 
 
 def load(folder: str | Path, device: str = "cpu") -> VLM:
@@ -25,17 +26,38 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     spec = config["model"]
     _refuse_own_code(spec, folder)
     _check_files(folder)
-    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
+    spec = _with_tokenizers(spec, folder)
     try:
-        with _no_init():
+        with no_init():
             model = build(validate(ModelSpec, spec))
     except ConfigError as error:
         raise ConfigError(error.under("model").problems, source=str(folder / CONFIG)) from error
     model.llm.tie_weights()  # type: ignore[operator]  # part of the initialisation that was left out
     load_weights(model, folder / WEIGHTS)
+    model.origin = _origin(config, folder)
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones
     model.set_attention(model.attention)  # what the LLM was built with, in the other parts too
     return model.eval().to(device)
+
+
+def _with_tokenizers(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The LLM, and ops that read the question too, take their tokenizers from the folder."""
+    spec = {**spec, "llm": {**spec["llm"], "tokenizer": str((folder / TOKENIZER).resolve())}}
+    for number, op in enumerate(spec["connector"]):
+        own = folder / f"{TOKENIZER}_{number}"
+        if own.is_dir():
+            op["text"]["tokenizer"] = str(own.resolve())
+    return spec
+
+
+def _origin(config: dict[str, Any], folder: Path) -> Origin | None:
+    """What an imported model carries along."""
+    from safetensors.torch import load_file
+
+    if "origin" not in config:
+        return None
+    carried = folder / CARRIED
+    return Origin(**config["origin"], carried=load_file(str(carried)) if carried.is_file() else {})
 
 
 def _refuse_own_code(spec: Any, folder: Path) -> None:
@@ -88,10 +110,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(model.get("llm"), dict):
         raise ConfigError(f"{path} is not of this kit: there is no `model` with an `llm` in it")
     return config  # type: ignore[no-any-return]
-
-
-def _no_init() -> Any:
-    """Weights are about to be read, so drawing random ones first would be a waste."""
-    from transformers.initialization import no_init_weights
-
-    return no_init_weights()

@@ -22,7 +22,7 @@ from vlm.images import ImageError, ImageLike
 from vlm.layout import Layout
 from vlm.processor import Example, Processor, SampleError
 from vlm.sample import Batch, Sample, ask
-from vlm.saving import save
+from vlm.saving import TOKENIZER, Origin, save
 from vlm.views import Views
 
 
@@ -72,6 +72,7 @@ class VLM(nn.Module):
         self.views = views
         self.layout = layout
         self.spec = spec
+        self.origin: Origin | None = None
         connector.attach(llm)
 
     @cached_property
@@ -95,6 +96,17 @@ class VLM(nn.Module):
     def device(self) -> torch.device:
         return llms.embedding(self.llm).weight.device
 
+    def see(self, views: Views, spec: dict[str, Any]) -> None:
+        """Take another view policy, or encoders' new sizes, into account.
+
+        Args:
+            views: the policy.
+            spec: the resolved model part of the recipe, with it.
+        """
+        self.views = views
+        self.spec = spec
+        self.__dict__.pop("processor", None)  # it was made for what was seen before
+
     def parts(self) -> dict[str, nn.Module]:
         """Name -> module of each part: a total and disjoint partition of the parameters."""
         encoders = {f"encoders.{number}": encoder for number, encoder in enumerate(self.encoders)}
@@ -112,7 +124,8 @@ class VLM(nn.Module):
         shapes: dict[int, Shape] = {}
         for group in batch.groups:
             features = self.connector(
-                [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)]
+                [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)],
+                group.question,
             )
             numbers = group.index.tolist()
             tokens |= zip(numbers, features.rows(), strict=True)
@@ -195,7 +208,11 @@ class VLM(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
         llm = {**self.spec["llm"], "attention": self.attention}  # another would give other last bits
-        return save(folder, self, spec={**self.spec, "llm": llm}, tokenizer=self.tokenizer)
+        spec, tokenizers = {**self.spec, "llm": llm}, {TOKENIZER: self.tokenizer}
+        for number, op in enumerate(self.connector.ops):
+            if (tokenizer := op.tokenizer()) is not None:  # type: ignore[operator]
+                tokenizers[f"{TOKENIZER}_{number}"] = tokenizer
+        return save(folder, self, spec=spec, tokenizers=tokenizers, origin=self.origin)
 
     @property
     def attention(self) -> str:

@@ -124,6 +124,7 @@ def _sample(model: VLM, name: str, image: ImageCount | None, *, images: int, tex
 
 
 def _plans(model: VLM, size: Size, images: int) -> list[ImagePlan]:
+    """How so many images of one size are shown."""
     return [model.processor.plan(*size, images=images)] * images if images else []
 
 

@@ -17,6 +17,9 @@ from vlm.recipe import Recipe
 from vlm.shadow import META
 from vlm.shadow_batch import shadow_batch
 from vlm.stage_plan import StageCost, StagePlanner
+from vlm.stages import Sight, own_sight, show, sight
+from vlm.views import Size
+from vlm.weights import planning
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Plan:
     """Bytes that a visual token takes in the LLM's cache (and the route's own)."""
     training: dict[str, StageCost] = field(default_factory=dict)
     """By stage."""
+    earlier: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Visual tokens by stage and image, of stages that see images otherwise than the last one."""
     notes: list[str] = field(default_factory=list)
     """What could not be counted, or was counted otherwise than written, and why."""
 
@@ -74,12 +79,6 @@ class Plan:
             "cache_bytes": {name: self.cache_of(image) for name, image in self.images.items()},
         }
 
-    def tables(self) -> list[Any]:
-        """The plan for a terminal."""
-        from vlm.plan_tables import tables
-
-        return tables(self)
-
 
 def plan(
     source: Source,
@@ -89,6 +88,7 @@ def plan(
     per_sample: int = 1,
     text: int | None = None,
     devices: int = 1,
+    costs: bool = True,
 ) -> Plan:
     """Parameters per part and stage, visual tokens, and what the model and each stage cost.
 
@@ -101,47 +101,72 @@ def plan(
         per_sample: images of a sample; 0 is text alone.
         text: tokens of a sample's answer; 256, or as many as there is room for, if absent.
         devices: over which a batch is spread.
+        costs: FLOPs and memory too, which takes seconds; else parameters and tokens of the trained model alone.
 
     Raises:
         ConfigError: mistakes in the recipe; more text than fits; a batch that cannot be spread over the devices.
         ImageError: no image can be used.
     """
     recipe, model = blueprint(source, overrides)
-    _settle(model)
-    counts, unusable = _count(model, images, per_sample)
+    own = own_sight(recipe.model, model)
+    sights = [sight(stage, own) for stage in recipe.stages]
+    _look(model, recipe, [own, *sights][-1])  # the trained model keeps what its last stage shows
+    sizes, unusable = picture_sizes(images) if images else (_own_size(model), {})
+    asked = _Asked(sizes, per_sample, text, devices)
+    counts, refused = count_images(model, sizes, images=max(per_sample, 1))
+    if not counts:
+        raise ImageError("\n".join((unusable | refused).values()))
     found = Plan(
         parameters={part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()},
         stages=_trainable(recipe, model),
         images=counts,
-        unusable=unusable,
+        unusable=unusable | refused,
     )
-    found.sample, found.largest = choose_samples(model, counts, images=per_sample, text=text)
-    if found.sample is None or found.largest is None:
-        found.notes.append("FLOPs and memory are not counted: no image leaves room for text in the LLM's context")
+    if not costs:
         return found
-    _cost(found, recipe, model, StagePlanner(model, found.sample, found.largest, devices))
+    found.sample, found.largest = choose_samples(model, counts, images=per_sample, text=text)
+    if found.sample is None:
+        found.notes.append(f"FLOPs and memory are not counted: {NO_ROOM}")
+        return found
+    _cost_forward(found, found.sample, model)
+    for number, shown in enumerate(sights):
+        if shown != sights[-1]:
+            _look(model, recipe, shown)
+            _cost_stage(found, recipe, number, model, asked)
+    _look(model, recipe, [own, *sights][-1])
+    for number, shown in enumerate(sights):
+        if shown == sights[-1]:
+            _cost_stage(found, recipe, number, model, asked)
+    found.training = {stage.name: found.training[stage.name] for stage in recipe.stages if stage.name in found.training}
     return found
 
 
-def _settle(model: VLM) -> None:
-    """On the meta device entirely, with the attention that `auto` comes to on a GPU."""
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan is asked for, for each stage anew."""
+
+    sizes: dict[str, Size]
+    per_sample: int
+    text: int | None
+    devices: int
+
+
+NO_ROOM = "no image leaves room for text in the LLM's context"
+
+
+def _look(model: VLM, recipe: Recipe, shown: Sight) -> None:
+    """Show the encoders this, on the meta device entirely, with the attention that `auto` comes to on a GPU."""
+    with planning():
+        show(model, recipe.model, shown)
     if not all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         model.to(META)  # some families draw a parameter where torch's default device does not reach
     model.set_attention(model.attention)  # the LLM's own, in the other parts too
 
 
-def _count(model: VLM, images: Sequence[str], per_sample: int) -> tuple[dict[str, ImageCount], dict[str, str]]:
-    if images:
-        sizes, unusable = picture_sizes(images)
-    else:
-        encoder: Any = model.encoders[0]
-        height, width = encoder.image.size
-        sizes, unusable = {f"{width}x{height}": (height, width)}, {}
-    counts, refused = count_images(model, sizes, images=max(per_sample, 1))
-    unusable |= refused
-    if not counts:
-        raise ImageError("\n".join(unusable.values()))
-    return counts, unusable
+def _own_size(model: VLM) -> dict[str, Size]:
+    encoder: Any = model.encoders[0]
+    height, width = encoder.image.size
+    return {f"{width}x{height}": (height, width)}
 
 
 def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
@@ -157,19 +182,30 @@ def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
     return stages
 
 
-def _cost(found: Plan, recipe: Recipe, model: VLM, planner: StagePlanner) -> None:
-    sample = planner.middle
+def _cost_forward(found: Plan, sample: PlanSample, model: VLM) -> None:
     with _noted(found, "the forward pass"):
         found.forward, _ = forward_costs(model, sample.batch(model))
         if sample.tokens:
             found.cache = _cache(model, sample) / sample.tokens
-    for number, stage in enumerate(recipe.stages):
-        with _noted(found, f"stage {stage.name}"):
-            try:
-                found.training[stage.name] = planner.cost(stage)
-            except ConfigError as error:
-                raise error.under(join("stages", number)) from error
-            found.notes += found.training[stage.name].notes
+
+
+def _cost_stage(found: Plan, recipe: Recipe, number: int, model: VLM, asked: _Asked) -> None:
+    """What a stage costs with the images as it sees them, which `model` does by now."""
+    stage = recipe.stages[number]
+    counts, _ = count_images(model, asked.sizes, images=max(asked.per_sample, 1))
+    tokens = {name: image.tokens for name, image in counts.items()}
+    if tokens != found.tokens:
+        found.earlier[stage.name] = tokens
+    middle, largest = choose_samples(model, counts, images=asked.per_sample, text=asked.text)
+    if middle is None or largest is None:
+        found.notes.append(f"stage {stage.name} is not counted: {NO_ROOM}")
+        return
+    with _noted(found, f"stage {stage.name}"):
+        try:
+            found.training[stage.name] = StagePlanner(model, middle, largest, asked.devices).cost(stage)
+        except ConfigError as error:
+            raise error.under(join("stages", number)) from error
+        found.notes += found.training[stage.name].notes
 
 
 def _cache(model: VLM, sample: PlanSample) -> int:

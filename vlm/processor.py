@@ -18,7 +18,7 @@ from vlm.features import Shape
 from vlm.images import ImageLike, open_image
 from vlm.layout import Layout, Piece
 from vlm.packer import ImagePlan
-from vlm.sample import Batch, Sample, ViewGroup
+from vlm.sample import IMAGE_MARK, Batch, Sample, ViewGroup
 from vlm.views import Views, render
 
 
@@ -42,6 +42,8 @@ class Example:
     """How each image is shown."""
     pixels: list[list[Tensor]]
     """N lists with one [3, H, W] per encoder."""
+    question: Tensor | None = None
+    """long [L]: what is asked, for connectors that read it."""
     id: str = ""
     targets: dict[str, list[int]] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ class Processor:
         """The image in the text: tags, and runs of as many placeholders as the route gives them."""
         runs = self._connector.runs(self.shapes(image), image)
         route = self._connector.route()
-        pieces = self.layout.render(number, image.size, image.views[0], runs)
+        pieces = self.layout.render(number, image.size, runs)
         return tuple(piece if isinstance(piece, str) else route.placeholders(piece) for piece in pieces)
 
     def seen(self, image: ImageLike) -> list[list[Image.Image]]:
@@ -128,7 +130,7 @@ class Processor:
     def tokens(self, height: int, width: int, *, images: int = 1) -> int:
         """Visual tokens of an image of that size, in a sample of so many `images`."""
         image = self.plan(height, width, images=images)
-        return sum(run.tokens for run in self._connector.runs(self.shapes(image), image))
+        return sum(run.shape.tokens for run in self._connector.runs(self.shapes(image), image))
 
     def positions(self, height: int, width: int, *, images: int = 1) -> int:
         """Placeholders that an image of that size takes in the LLM's sequence, in a sample of so many `images`."""
@@ -154,7 +156,18 @@ class Processor:
             long = f"{len(text.input_ids)} positions ({visual} for {len(images)} images)"
             raise SampleError(f"sample {sample.id or '(no id)'}: {long}, but the LLM's context is {self.max_length}")
         pixels = [views for image, plan in zip(opened, images, strict=True) for views in self._pixels(image, plan)]
-        return Example(text.input_ids, text.labels, text.owner, text.seen, images, pixels, sample.id, sample.targets)
+        question = self._connector.question(_asked(sample))
+        return Example(
+            text.input_ids,
+            text.labels,
+            text.owner,
+            text.seen,
+            images,
+            pixels,
+            question=None if question is None else torch.tensor(question, dtype=torch.long),
+            id=sample.id,
+            targets=sample.targets,
+        )
 
     def collate(self, examples: Sequence[Example], *, side: Literal["left", "right"] = "right") -> Batch:
         """Encoded samples -> one batch, padded on `side`; image numbers become flat over the batch."""
@@ -171,7 +184,10 @@ class Processor:
             seen=_pad(seen, -1, side),
             rows=torch.tensor([row for row, example in enumerate(examples) for _ in example.images], dtype=torch.long),
             images=[image for example in examples for image in example.images],
-            groups=_grouped([views for example in examples for views in example.pixels]),
+            groups=_grouped(
+                [views for example in examples for views in example.pixels],
+                [example.question for example in examples for _ in example.pixels],
+            ),
             labels=_pad([example.labels for example in examples], -100, side),
             ids=[example.id for example in examples],
             targets=_stack_targets(examples),
@@ -185,7 +201,13 @@ class Processor:
         return [list(views) for views in zip(*rendered, strict=True)]
 
 
-def _grouped(views: Sequence[Sequence[Tensor]]) -> list[ViewGroup]:
+def _asked(sample: Sample) -> str:
+    """The last question of a sample, without image marks."""
+    said = [turn.text for turn in sample.turns if turn.role == "user"]
+    return said[-1].replace(IMAGE_MARK, "").strip() if said else ""
+
+
+def _grouped(views: Sequence[Sequence[Tensor]], questions: Sequence[Tensor | None]) -> list[ViewGroup]:
     """Views whose sizes are equal for all encoders make one group."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
     for number, pixels in enumerate(views):
@@ -194,9 +216,15 @@ def _grouped(views: Sequence[Sequence[Tensor]]) -> list[ViewGroup]:
         ViewGroup(
             torch.tensor(numbers),
             [torch.stack(same) for same in zip(*(views[number] for number in numbers), strict=True)],
+            _padded_questions([questions[number] for number in numbers]),
         )
         for numbers in groups.values()
     ]
+
+
+def _padded_questions(questions: Sequence[Tensor | None]) -> Tensor | None:
+    asked = [question for question in questions if question is not None]
+    return _pad(asked, -1, "right") if asked else None
 
 
 def _shifted(numbers: Tensor, start: int) -> Tensor:

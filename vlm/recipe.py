@@ -62,6 +62,9 @@ class LlmSpec(_Strict):
     """`bytes` (embedded), a hub id or a folder; the weights' own if absent."""
     chat_template: str | None = None
     """`plain`, `vicuna`, `short` or a path to a Jinja file; the tokenizer's own if absent."""
+    tokens: list[str] = []
+    """Special tokens (tags of the layout) that the tokenizer gets where it lacks them, each with a row in the embedding
+    where there is none left."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """`auto` measures which is fastest on this device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -108,6 +111,16 @@ class DataSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _by_encoder(node: Any) -> Any:
+    """`448` or `[448, 448]` means all encoders."""
+    if not isinstance(node, (int, list, tuple, dict)):
+        raise ValueError("give pixels, [height, width], or such by encoder: {encoders.0: 448}")
+    sizes = node if isinstance(node, dict) else {"encoders": node}
+    pairs = {name: [size, size] if isinstance(size, int) else size for name, size in sizes.items()}
+    return {name: tuple(pair) if isinstance(pair, list) else pair for name, pair in pairs.items()}
+
+
+PixelSizes = Annotated[dict[str, tuple[PositiveInt, PositiveInt]], BeforeValidator(_by_encoder)]
 LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Data = Annotated[DataSpec, BeforeValidator(lambda node: {"path": node} if isinstance(node, str) else node)]
@@ -127,6 +140,11 @@ class StageSpec(_Strict):
     micro_batch_size: PositiveInt | None = None
     """Samples per device and forward pass; the whole batch if absent."""
     objective: Part = PartSpec(name="language_modelling")
+    size: PixelSizes | None = None
+    """Pixels of the views in this stage, `448` or `[height, width]`, for all encoders, or by `encoders.0`, ...; the
+    model's own where absent."""
+    views: Part | None = None
+    """View policy of this stage; the model's if absent. A trained model keeps the last stage's size and views."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which learning rates rise from zero."""
@@ -327,6 +345,7 @@ def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, registry.Registry[Any], d
         if isinstance(stage, dict):
             place = join("stages", number)
             yield from _listed(stage.get("objective"), join(place, "objective"), registry.objectives)
+            yield from _listed(stage.get("views"), join(place, "views"), registry.views)
             for source_place, kind, node in _listed(stage.get("data"), join(place, "data"), registry.sources, "path"):
                 yield source_place, kind, {"name": "json", **node}
 

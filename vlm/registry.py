@@ -99,17 +99,38 @@ encoders: Registry[Any] = Registry(
         "open_clip": "vlm.encoders.openclip:OpenClip",
         "timm": "vlm.encoders.timms:Timm",
         "conv_vit": "vlm.encoders.conv_vit:ConvVit",
+        "tower": "vlm.encoders.tower:Tower",
+        "patches": "vlm.encoders.patches:Patches",
     },
 )
 views: Registry[Any] = Registry(
     "view policy",
     "vlm.views:Views",
-    {"squash": "vlm.encoders.views:Squash", "pad": "vlm.encoders.views:Pad", "crop": "vlm.encoders.views:Crop"},
+    {
+        "squash": "vlm.encoders.views:Squash",
+        "pad": "vlm.encoders.views:Pad",
+        "crop": "vlm.encoders.views:Crop",
+        "fit": "vlm.encoders.native:Fit",
+        "native": "vlm.encoders.native:Native",
+        "tiles": "vlm.encoders.tiles:Tiles",
+        "anyres": "vlm.encoders.tiles:AnyRes",
+        "canvas_tiles": "vlm.encoders.tiles:CanvasTiles",
+        "covering_tiles": "vlm.encoders.tiles:CoveringTiles",
+        "edge_tiles": "vlm.encoders.tiles:EdgeTiles",
+        "roomy_tiles": "vlm.encoders.tiles:RoomyTiles",
+        "slices": "vlm.encoders.slices:Slices",
+        "overlapping_crops": "vlm.encoders.crops:OverlappingCrops",
+    },
 )
 merges: Registry[Any] = Registry(
     "merge",
     "vlm.connector:Merge",
-    {"channel": "vlm.connectors.merge:ChannelMerge", "sequence": "vlm.connectors.merge:SequenceMerge"},
+    {
+        "channel": "vlm.connectors.merge:ChannelMerge",
+        "sequence": "vlm.connectors.merge:SequenceMerge",
+        "interleave": "vlm.connectors.merge:InterleaveMerge",
+        "gated": "vlm.connectors.merge:GatedMerge",
+    },
 )
 connectors: Registry[Any] = Registry(
     "connector",
@@ -118,10 +139,28 @@ connectors: Registry[Any] = Registry(
         "linear": "vlm.connectors.mlp:LinearConnector",
         "mlp": "vlm.connectors.mlp:Mlp",
         "perceiver": "vlm.connectors.perceiver:Perceiver",
+        "norm": "vlm.connectors.tokenwise:Norm",
+        "activation": "vlm.connectors.tokenwise:Activate",
+        "layer_mix": "vlm.connectors.tokenwise:LayerMix",
+        "space_to_depth": "vlm.connectors.spatial:SpaceToDepth",
+        "pool": "vlm.connectors.spatial:Pool",
+        "resize": "vlm.connectors.spatial:Resize",
+        "positions": "vlm.connectors.spatial:Positions",
+        "conv": "vlm.connectors.conv:Conv",
+        "attention_pool": "vlm.connectors.attention_pool:AttentionPool",
+        "abstractor": "vlm.connectors.abstractor:Abstractor",
+        "resampler": "vlm.connectors.resampler:Resampler",
+        "qformer": "vlm.connectors.qformer:QFormer",
+        "soft_vocabulary": "vlm.connectors.vocabulary:SoftVocabulary",
+        "merge_tokens": "vlm.connectors.token_merging:MergeTokens",
         "cross_attention": "vlm.connectors.cross_attention:CrossAttention",
     },
 )
-packers: Registry[Any] = Registry("packer", "vlm.packer:Packer", {})
+packers: Registry[Any] = Registry(
+    "packer",
+    "vlm.packer:Packer",
+    {"stitch": "vlm.connectors.stitch:Stitch", "separators": "vlm.connectors.separators:Separators"},
+)
 sources: Registry[Any] = Registry(
     "data source",
     "vlm.data:Source",

@@ -62,6 +62,8 @@ class ViewGroup:
     """long [n]: which of the batch's views they are."""
     pixels: list[Tensor]
     """One float32 [n, 3, H, W] per encoder, each in that encoder's own size and normalisation."""
+    question: Tensor | None = None
+    """long [n, L]; see `Features.question`."""
 
 
 @dataclass
@@ -113,7 +115,7 @@ class Batch:
             if isinstance(value, Tensor):
                 return change(value)
             if isinstance(value, ViewGroup):
-                return ViewGroup(change(value.index), moved(value.pixels))
+                return ViewGroup(change(value.index), moved(value.pixels), moved(value.question))
             if isinstance(value, dict):
                 return {key: moved(item) for key, item in value.items()}
             return [moved(item) for item in value] if isinstance(value, list) else value

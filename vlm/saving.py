@@ -6,6 +6,8 @@
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,41 @@ from torch import nn
 
 import vlm
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+CONFIG, WEIGHTS, CARRIED, TOKENIZER = "config.json", "model.safetensors", "carried.safetensors", "tokenizer"
+
+
+@dataclass
+class Origin:
+    """What an imported model brings along that the kit does not use and that the way back needs."""
+
+    facts: dict[str, Any]
+    """The other program's config as plain data; its preprocessor's under `preprocessor`."""
+    carried: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Parameters by their own names (Janus's image generation, say)."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Texts of the folder's other files by name: what its processor is."""
 
 
 class WeightsError(ValueError):
     """A file of weights that does not fit the model; names the parameters."""
 
 
-def save(folder: str | Path, module: nn.Module, *, spec: dict[str, Any], tokenizer: Any) -> Path:
+def save(
+    folder: str | Path,
+    module: nn.Module,
+    *,
+    spec: dict[str, Any],
+    tokenizers: Mapping[str, Any],
+    origin: Origin | None = None,
+) -> Path:
     """Write a model to `folder`. An older model there is replaced only once the new one is complete.
 
     Args:
         folder: where to.
         module: whose parameters and buffers are saved.
         spec: the resolved model part of its recipe.
-        tokenizer: with its chat template.
+        tokenizers: by the name of the folder that each gets; the LLM's is `TOKENIZER`, with its chat template.
+        origin: of an imported model.
     """
     from safetensors.torch import save_file
 
@@ -37,9 +59,14 @@ def save(folder: str | Path, module: nn.Module, *, spec: dict[str, Any], tokeniz
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     config = {"kit": vlm.__version__, "model": spec}
+    if origin is not None:
+        config["origin"] = {"facts": origin.facts, "files": origin.files}
+        if origin.carried:
+            save_file(origin.carried, str(fresh / CARRIED), metadata={"format": "pt"})
     (fresh / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf8")
     save_file(weights(module), str(fresh / WEIGHTS), metadata={"format": "pt"})
-    tokenizer.save_pretrained(str(fresh / TOKENIZER))
+    for name, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(str(fresh / name))
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from vlm import registry
-from vlm.assembly import construct
 from vlm.costs import Flops, stage_costs
 from vlm.errors import ConfigError
 from vlm.memory import STRATEGIES, Memory
@@ -16,6 +15,7 @@ from vlm.parts import learning_rates, matches
 from vlm.plan_sample import PlanSample
 from vlm.recipe import PartSpec, StageSpec
 from vlm.sample import Batch
+from vlm.schema import construct
 from vlm.weights import planning
 
 ON_GPU = "bf16-mixed"

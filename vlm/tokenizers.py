@@ -1,10 +1,12 @@
 """Tokenizers: the embedded byte-level one, and chat templates for tokenizers that bring none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import ConfigError, Problem, choices
+from vlm.errors import ConfigError, Problem, choices, join
 from vlm.sample import PLACEHOLDER
+from vlm.weights import is_planning
 
 PAD, START, END, USER, ASSISTANT = "<|pad|>", "<|start|>", "<|end|>", "<|user|>", "<|assistant|>"
 
@@ -59,27 +61,51 @@ def bytes_tokenizer() -> Any:
     )
 
 
-def load_tokenizer(name: str, chat_template: str | None = None) -> Any:
+def load_tokenizer(name: str, chat_template: str | None = None, tokens: Sequence[str] = ()) -> Any:
     """The tokenizer `name` (`bytes`, a hub id or a folder) with a chat template, `PLACEHOLDER` and a padding token.
 
     Args:
         name: where it is.
         chat_template: a name of `CHAT_TEMPLATES` or the path of a Jinja file; the tokenizer's own if absent, and
             `plain` if it has none.
+        tokens: special tokens that it gets where it lacks them.
 
     Raises:
-        ConfigError: there is no such tokenizer or template, or it is a slow one (without character offsets).
+        ConfigError: there is no such tokenizer or template, it is a slow one (without character offsets), or a token is
+            empty, stands twice, or is the placeholder itself.
     """
+    _check_tokens(tokens)
     tokenizer = bytes_tokenizer() if name == "bytes" else _pretrained(name)
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATES["plain"]
-    if PLACEHOLDER not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [PLACEHOLDER]}, replace_extra_special_tokens=False)
+    lacking = [token for token in (*tokens, PLACEHOLDER) if token not in tokenizer.get_vocab()]
+    if lacking:  # the placeholder comes last: it needs no row in the embedding
+        tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_tokens(tokens: Sequence[str]) -> None:
+    problems = []
+    for number, token in enumerate(tokens):
+        if token in tokens[:number]:
+            problems.append(Problem(join("tokens", number), f"`{token}` stands twice"))
+        if not token.strip() or token == PLACEHOLDER:
+            problems.append(Problem(join("tokens", number), f"`{token}` cannot be a token of a recipe"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def question_tokenizer(name: str) -> Any:
+    """A tokenizer for ops that read the question beside the LLM; a stand-in while planning, which needs no download.
+
+    Raises:
+        ConfigError: there is no such tokenizer.
+    """
+    return bytes_tokenizer() if name == "bytes" or is_planning() else _pretrained(name)
 
 
 def _pretrained(name: str) -> Any:

@@ -63,11 +63,10 @@ class View:
 
     @property
     def valid(self) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) of the part of the canvas that shows the image, in pixels."""
-        top, left = (max(0, offset) for offset in self.offset)
-        bottom, right = (
-            min(size, offset + length) for size, offset, length in zip(self.size, self.offset, self.resize, strict=True)
-        )
+        """(top, left, bottom, right) of the part of the canvas that shows the image, in pixels; of no area if none."""
+        sides = list(zip(self.size, self.offset, self.resize, strict=True))
+        top, left = (min(max(0, offset), size) for size, offset, _ in sides)
+        bottom, right = (max(0, min(size, offset + length)) for size, offset, length in sides)
         return top, left, bottom, right
 
     def render(self, image: Image.Image, spec: ImageSpec) -> Tensor:
@@ -87,7 +86,7 @@ class View:
     def _paste(self, resized: Image.Image, spec: ImageSpec) -> Image.Image:
         if self.resize == self.size and self.offset == (0, 0):
             return resized
-        fill = self.fill or tuple(round(255 * mean) for mean in spec.mean)
+        fill = self.fill or tuple(int(255 * mean) for mean in spec.mean)
         canvas = Image.new("RGB", self.size[::-1], fill)  # type: ignore[arg-type]
         canvas.paste(resized, self.offset[::-1])
         return canvas

@@ -1,13 +1,15 @@
 """Parts from transformers: a config object, then the model from it, with random or pretrained weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from vlm.cards import card, check_card
 from vlm.errors import ConfigError, Problem, unknown
 
 _planning: ContextVar[bool] = ContextVar("planning", default=False)
@@ -24,6 +26,13 @@ def planning() -> Iterator[None]:
         _planning.reset(token)
 
 
+def no_init() -> Any:
+    """A context in which parts are built without drawing random weights, since others are about to be read."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
 def is_planning() -> bool:
     """Whether parts are being built for their shapes alone (see `planning`)."""
     return _planning.get()
@@ -34,7 +43,7 @@ def transformers_config(weights: str | None, config: dict[str, Any] | None, mode
 
     Args:
         weights: a hub id or local folder whose `config.json` is read; the vision part of a composite one is taken
-            by the caller.
+            by the caller. Under `planning()` a hub id with a card is not read.
         config: the fields of a config, for random weights (or to rebuild a saved model).
         model_type: the config's `model_type` when the part fixes it.
 
@@ -48,10 +57,15 @@ def transformers_config(weights: str | None, config: dict[str, Any] | None, mode
         return _config_from_fields(dict(config), model_type)
     if weights is None:
         raise ConfigError("give `weights` (a hub id or a local folder) or `config` (sizes for random weights)")
+    known = card(weights) if is_planning() else None
+    if known is not None:
+        return _config_from_fields(known, None)
     try:
-        return AutoConfig.from_pretrained(weights)
+        found = AutoConfig.from_pretrained(weights)
     except (OSError, ValueError) as error:
         raise ConfigError(Problem("weights", f"no model config at `{weights}`: {_short(error)}")) from error
+    check_card(weights, found)
+    return found
 
 
 def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:
@@ -104,20 +118,59 @@ def transformers_model(
     """
     if weights is None or is_planning():
         return _from_config(model_class, config, options)
+    model, info = _loaded(model_class, weights, weights, config=config, **options)
+    _check(info, weights, [key for key in info["unexpected_keys"] if alone or _is_own(key, model)])
+    return model
+
+
+def transformers_part(
+    model_class: Any,
+    config: Any,
+    weights: str,
+    *,
+    tensors: dict[str, Tensor] | None = None,
+    optional: Sequence[str] = (),
+) -> Any:
+    """A model with weights that are only a part of what `weights` holds, or of which a part is thrown away later.
+
+    Args:
+        model_class: a transformers model class.
+        config: its config object.
+        weights: a hub id or local folder.
+        tensors: all that `weights` holds for this model, if already read; else it is read.
+        optional: modules that are thrown away, so that `weights` may lack their parameters.
+
+    Raises:
+        ConfigError: see `transformers_model`.
+    """
+    source, options = (weights, {}) if tensors is None else (None, {"state_dict": tensors})
+    model, info = _loaded(model_class, source, weights, config=config, **options)
+    unexpected = [key for key in info["unexpected_keys"] if tensors is not None or _is_own(key, model)]
+    _check(info, weights, unexpected, tuple(f"{name}." for name in optional))
+    return model
+
+
+def _loaded(model_class: Any, source: str | None, weights: str, **options: Any) -> Any:
+    """The model, and what transformers says of names that did not fit."""
     try:
-        model, info = model_class.from_pretrained(weights, config=config, output_loading_info=True, **options)
+        return model_class.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # of many classes, of several libraries
         raise ConfigError(Problem("weights", f"`{weights}` cannot be loaded: {_short(error)}")) from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    unexpected = [key for key in sorted(info["unexpected_keys"]) if alone or _is_own(key, model)]
+
+
+def _check(info: dict[str, Any], weights: str, unexpected: Sequence[str], optional: tuple[str, ...] = ()) -> None:
+    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(optional)]
+    missing += sorted(str(key) for key in info["mismatched_keys"])
     problems = [
         Problem("weights", f"`{weights}` {what} {len(keys)} parameters {tail}: {', '.join(keys[:5])}")
-        for what, keys, tail in (("lacks", missing, "of the model"), ("has", unexpected, "that the model has not"))
+        for what, keys, tail in (
+            ("lacks", missing, "of the model"),
+            ("has", sorted(unexpected), "that the model has not"),
+        )
         if keys
     ]
     if problems:
         raise ConfigError(problems)
-    return model
 
 
 def _from_config(model_class: Any, config: Any, options: dict[str, Any]) -> Any:
@@ -129,7 +182,7 @@ def _from_config(model_class: Any, config: Any, options: dict[str, Any]) -> Any:
     build = model_class._from_config if is_model else model_class.from_config  # an auto class has a public one
     try:
         return build(config, **options)
-    except (ValueError, ZeroDivisionError, RuntimeError) as error:  # sizes that do not fit, said by the constructor
+    except Exception as error:  # sizes that do not fit, said by the constructor in an error of any class
         raise ConfigError(Problem("config", f"{type(config).__name__}: {_short(error)}")) from error
 
 

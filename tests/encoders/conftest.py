@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import perturb as perturb_parameters
+from tests.encoders.toy_towers import CONFIGS, SIZES
 from vlm.encoder import Encoder
 from vlm.schema import check_options
 from vlm.weights import planning
@@ -86,3 +87,16 @@ def same():
 @pytest.fixture(scope="session")
 def check_contract():
     return _check_contract
+
+
+@pytest.fixture
+def build_tower(perturb):
+    """`build_tower(kind, **options)` -> a perturbed toy tower of a family."""
+    from vlm.encoders.tower import Tower
+
+    def build(kind, **options):
+        torch.manual_seed(0)
+        config = {"model_type": kind, **CONFIGS[kind]}
+        return perturb(Tower(config=config, **{"size": SIZES.get(kind, 32)} | options))
+
+    return build

@@ -228,7 +228,6 @@ def test_its_own_vit_stays_fused(options, perturb, pixels, same, monkeypatch):
         ({"model": "x", "config": CONFIGS["vit"], "layers": (0,)}, "layers", "no layer 0: 3 blocks give layers 1 to 3"),
         ({"model": "x", "config": CONFIGS["vit"], "size": (30, 32)}, "size", "height 30 is not a multiple"),
         ({"model": "x", "config": CONFIGS["resnet"], "layers": (-1, -2)}, "layers", "one grid"),
-        ({"model": "x", "config": CONFIGS["resnet"], "prefix": "keep"}, "prefix", "no prefix tokens"),
         ({"model": "x", "config": {"embed_dim": 8, "vision_cfg": VIT | {"widht": 3}}}, "config", "widht"),
         ({"model": "x", "config": {"embed_dim": 8, "vision_cfg": VIT | {"patch_size": 0}}}, "config", "refuses it"),
         ({"model": "x", "config": CONFIGS["vit"], "pretrained": "openai"}, "config", "only one of"),

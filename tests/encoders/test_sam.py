@@ -84,6 +84,50 @@ def test_contract(options, build, check_contract):
     check_contract(build(**options), sizes=[(64, 64), (24, 80)])
 
 
+def test_each_layer_through_a_neck_of_its_own(build, pixels, same, check_contract):
+    encoder = build(layers=(-1, 2, 1), neck="each")
+    own = {name for name in encoder.state_dict() if ".neck." in name}
+    assert {name.split(".")[1] for name in encoder.state_dict() if name.startswith("necks.")} == {"1", "2"}
+    assert len([name for name in encoder.state_dict() if name.startswith("necks.2.")]) == len(own)
+    with torch.no_grad():
+        states = encoder.model(pixels(64), output_hidden_states=True)
+        maps = [states.last_hidden_state, encoder.necks["2"](states.hidden_states[2])]
+        maps.append(encoder.necks["1"](states.hidden_states[1]))
+        found = encoder(pixels(64)).tokens
+        same(found, torch.cat(maps, dim=1).flatten(2).transpose(1, 2))
+        shared = build(layers=(-1, 2, 1))
+        shared.load_state_dict(encoder.state_dict(), strict=False)
+        assert (shared(pixels(64)).tokens - found)[..., 24:].abs().max() > 0.1  # they are not the model's own
+    check_contract(encoder, sizes=[(48, 64)])
+
+
+def test_a_further_neck_starts_as_a_copy(same):
+    encoder = Sam(config=TINY, layers=(1,), neck="each")
+    for name, parameter in encoder.necks["1"].named_parameters():
+        original = encoder.model.vision_encoder.neck.get_parameter(name)
+        assert parameter is not original
+        same(parameter, original, atol=0)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (2,)])
+def test_got_ocrs_copy(layers, perturb, pixels, same, check_contract):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.got_ocr2.modeling_got_ocr2 import GotOcr2VisionEncoder
+
+    if "got_ocr2_vision" not in CONFIG_MAPPING:
+        pytest.skip("this release of transformers (5.17) does not know it by a name of its own")
+    config = {name: value for name, value in TINY.items() if name != "mlp_ratio"}
+    encoder = perturb(Sam(config={"model_type": "got_ocr2_vision", **config}, layers=layers, neck=layers == (-1,)))
+    model = GotOcr2VisionEncoder(encoder.model.config).eval()
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in encoder.state_dict().items()})
+    with torch.no_grad():
+        out = model(pixels(64), output_hidden_states=True)
+        maps = out.last_hidden_state if layers == (-1,) else out.hidden_states[2].permute(0, 3, 1, 2)
+        same(encoder(pixels(64)).tokens, maps.flatten(2).transpose(1, 2))
+    encoder.set_attention("sdpa")  # it has eager only
+    check_contract(encoder)
+
+
 def test_whole_sam_folder(tmp_path, perturb, pixels, same, check_contract):
     from transformers import SamConfig, SamModel
 

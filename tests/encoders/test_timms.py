@@ -17,7 +17,9 @@ MODELS = {
     "siglip": ("vit_base_patch16_siglip_224", VIT, 48, (32, 64)),
     "eva": ("eva02_tiny_patch14_224", VIT | {"depth": 2}, 42, (28, 56)),
     "eva_plain": ("vit_pe_core_gigantic_patch14_448", VIT | {"depth": 2}, 42, (28, 56)),
+    "pe": ("vit_pe_core_tiny_patch16_384", VIT, 48, (32, 64)),
     "convnext": ("test_convnext", {}, 64, (96, 64)),
+    "fastvit": ("fastvit_t8", {"layers": (1,) * 4, "embed_dims": (16, 32, 64, 128)}, 64, (96, 64)),
     "resnet": ("test_resnet", {}, 64, (96, 64)),
     "swin": (
         "swin_tiny_patch4_window7_224",
@@ -26,7 +28,8 @@ MODELS = {
         (32, 64),
     ),
 }
-PREFIX = {"cls": 1, "registers": 5, "siglip": 0, "eva": 1, "eva_plain": 0, "convnext": 0, "resnet": 0, "swin": 0}
+PREFIX = {"cls": 1, "registers": 5, "siglip": 0, "eva": 1, "eva_plain": 0, "pe": 1}
+CONVOLUTIONS = ("convnext", "fastvit", "resnet")
 
 
 @pytest.fixture
@@ -42,11 +45,11 @@ def build(perturb):
 def direct(encoder, kind, size):
     """timm's own model of the same weights, made without the encoder."""
     name, config, *_ = MODELS[kind]
-    sized = {} if kind in ("convnext", "resnet") else {"img_size": size}
+    sized = {} if kind in CONVOLUTIONS else {"img_size": size}
     model = timm.create_model(name, **config, **sized)
     lacking = model.load_state_dict(encoder.model.state_dict(), strict=False)
     assert not lacking.unexpected_keys
-    assert all(key.startswith(("head", "fc", "attn_pool")) for key in lacking.missing_keys)
+    assert all(key.startswith(("head", "fc", "attn_pool", "final_conv")) for key in lacking.missing_keys)
     return model.eval()
 
 
@@ -68,7 +71,7 @@ def test_equals_timm(kind, norm, layers, other, build, pixels, same):
     same(features.tokens, chosen.flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize("kind", ["cls", "registers", "siglip"])
+@pytest.mark.parametrize("kind", ["cls", "registers", "siglip", "pe"])
 def test_default_is_forward_features(kind, build, pixels, same):
     encoder, kept = build(kind), build(kind, prefix="keep") if PREFIX[kind] else None
     size = (MODELS[kind][2],) * 2
@@ -97,7 +100,7 @@ def test_vit_layers_in_the_order_given(build, pixels, same):
 @pytest.mark.parametrize("kind", MODELS)
 def test_contract(kind, build, check_contract):
     check_contract(build(kind, size=MODELS[kind][3]))
-    if kind in ("convnext", "resnet"):
+    if kind in CONVOLUTIONS:
         check_contract(build(kind, layers=(-2,)), sizes=[(96, 160), (65, 70)])
 
 
@@ -175,8 +178,9 @@ def test_a_file_that_lacks_parameters_is_refused(tmp_path):
         ({"model": "test_vit", "layers": (7,)}, "layers", "no layer 7"),
         ({"model": "test_vit", "size": (40, 64)}, "size", "height 40 is not a multiple of .* 16"),
         ({"model": "test_convnext", "layers": (-1, -2)}, "layers", "one grid.*layer -1: 5x5, layer -2: 10x10"),
-        ({"model": "test_convnext", "prefix": "keep"}, "prefix", "no prefix tokens"),
         ({"model": "test_vit", "config": {"dept": 2}}, "config", "dept"),
+        ({"model": "test_vit", "final": True}, "final", "yields tokens, no map"),
+        ({"model": "test_convnext", "final": True, "layers": (-2,)}, "layers", "beside `final: true`"),
         ({"model": "test_vit", "weights": "x", "pretrained": True}, "weights", "not both"),
         ({"model": "test_vit", "config": {"patch_size": 0}}, "config", "ZeroDivision|division|by zero"),
         ({"model": "hiera_tiny_224", "config": {"stages": (1, 1, 1, 1), "embed_dim": 8}}, "norm", "use `norm: false`"),
@@ -196,6 +200,66 @@ def test_families_without_a_norm(model):
         with pytest.raises(ConfigError, match=f"`{model}` cannot apply one here; use `norm: false`") as caught:
             Timm(model=model)
     assert caught.value.problems[0].place == "norm"
+
+
+HIERA = {"stages": (1, 2, 2, 1), "embed_dim": 8, "global_att_blocks": (4,), "window_spec": (4, 2, 2, 2)}
+
+
+@pytest.mark.parametrize("size", [128, (128, 192)])
+def test_sam2s_hiera(size, perturb, pixels, same, check_contract):
+    encoder = perturb(Timm(model="sam2_hiera_tiny.fb_r896", config=HIERA, size=size, norm=False, layers=(-1,)))
+    images = pixels(*encoder.image.size)
+    with torch.no_grad():
+        expected = encoder.model.forward_features(images)  # [N, H, W, C]
+        features = encoder(images)
+    assert features.grid == tuple(expected.shape[1:3]) == tuple(length // 32 for length in encoder.image.size)
+    same(features.tokens, expected.flatten(1, 2))
+    check_contract(encoder)
+
+
+@pytest.mark.parametrize("kind", ["fastvit", "convnext", "swin"])
+def test_final_is_what_the_model_yields(kind, build, pixels, same, check_contract):
+    encoder = build(kind, final=True)
+    size = encoder.image.size
+    model = timm.create_model(MODELS[kind][0], **MODELS[kind][1], **({"img_size": size} if kind == "swin" else {}))
+    lacking = model.load_state_dict(encoder.model.state_dict(), strict=False)
+    assert all(key.startswith(("head.fc", "head.pre_logits")) for key in lacking.missing_keys)
+    with torch.no_grad():
+        expected = model.eval().forward_features(pixels(*size))
+        features = encoder(pixels(*size))
+    expected = expected.permute(0, 3, 1, 2) if kind == "swin" else expected
+    assert features.width == expected.shape[1] == {"fastvit": 256, "swin": 64}.get(kind, features.width)
+    same(features.tokens, expected.flatten(2).transpose(1, 2))
+    check_contract(encoder)
+
+
+def test_perception_encoder_of_perception_lm(perturb, pixels, same):
+    """Perception-LM's tower as its config writes it: no norm after the blocks, no pooling, CLS dropped."""
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    arguments = VIT | {"img_size": [48, 48], "global_pool": "", "use_post_transformer_norm": False, "init_values": 0.1}
+    arguments |= {"ref_feat_shape": [3, 3]}
+    encoder = perturb(Timm(model="vit_pe_core_tiny_patch16_384", config=arguments))
+    model = TimmWrapperModel(
+        TimmWrapperConfig(architecture="vit_pe_core_tiny_patch16_384", model_args=arguments, do_pooling=False)
+    )
+    model.timm_model.load_state_dict(encoder.model.state_dict())
+    with torch.no_grad():
+        expected = model.eval()(pixels(48)).last_hidden_state
+        same(encoder(pixels(48)).tokens, expected[:, 1:])
+
+
+def test_names_with_a_tag():
+    assert Timm(model="test_vit.r160_in1k").image.size == (160, 160)
+    with pytest.raises(ConfigError, match=r"did you mean `test_vit\.r160_in1k`\? allowed: test_vit\.r160_in1k and 0"):
+        Timm(model="test_vit.r160_in1")
+
+
+def test_prefix_keep_without_one(build, pixels, same):
+    kept, dropped = build("siglip", prefix="keep"), build("siglip")
+    with torch.no_grad():
+        same(kept(pixels(48)).tokens, dropped(pixels(48)).tokens)
+    assert (kept.prefix, kept(pixels(48)).grid) == (0, (3, 3))
 
 
 def test_a_librarys_own_bug_names_the_model(build, monkeypatch):
@@ -230,3 +294,12 @@ def test_folder_of_another_model(tmp_path):
     saved(tmp_path, "cls", 48)
     with pytest.raises(ConfigError, match="holds a `vit_tiny_patch16_224`, not a `test_vit`"):
         Timm(model="test_vit", weights=str(tmp_path))
+
+
+def test_tags_of_weights_are_known():
+    with planning():
+        encoder = Timm(model="vit_so400m_patch14_siglip_384.webli", pretrained=True)
+    assert encoder.image.size == (384, 384)
+    assert encoder.shape().grid == (27, 27)
+    with pytest.raises(ConfigError, match=r"did you mean `vit_so400m_patch14_siglip_384\.webli`"):
+        Timm(model="vit_so400m_patch14_siglip_384.weblii")

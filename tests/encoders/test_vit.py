@@ -168,7 +168,6 @@ IMAGE = {"size": 32, "mean": HALF, "std": HALF}
         ("clip", {"layers": (4,)}, "layers", "no layer 4: 3 blocks give layers 0 to 3, or -4 to -1"),
         ("clip", {"layers": (-5,)}, "layers", "no layer -5"),
         ("clip", {"layers": ()}, "layers", "at least one"),
-        ("siglip", {"prefix": "keep"}, "prefix", "no prefix tokens"),
         ("clip", {"size": 36}, "size", "height 36 is not a multiple .* 8 pixels; the nearest is 32"),
         ("dinov2", {"size": (32, 4)}, "size", "width 4 .* nearest is 8"),
         ("clip", {"image": IMAGE | {"sdt": HALF}}, "image.sdt", "did you mean `std`"),
@@ -220,3 +219,16 @@ def test_half_precision_is_rebuilt_as_such(family, build, pixels, tmp_path):
         assert again(pixels(32)).tokens.dtype == encoder(pixels(32)).tokens.dtype == torch.bfloat16
         torch.testing.assert_close(again(pixels(32)).tokens, encoder(pixels(32)).tokens, atol=0, rtol=0)
     assert "dtype" not in encoder.float().resolved()["config"]
+
+
+@pytest.mark.parametrize("family", ["siglip", "dinov2", "clip"])
+def test_own_size_may_leave_pixels_over_and_no_other(family, perturb, pixels, same):
+    """SigLIP's 384 pixels at a patch of 14: the library cuts the rest off, in training too."""
+    encoder_class, config = CONFIGS[family]
+    encoder = perturb(encoder_class(config=config | {"image_size": 37}, layers=(-1,), norm=True))
+    out, final = library(encoder, pixels(37))
+    assert encoder.grid((37, 37)) == (4, 4)
+    with torch.no_grad():
+        same(encoder(pixels(37)).tokens, final(out.hidden_states[-1])[:, PREFIX[family] :])
+    with pytest.raises(ConfigError, match="height 38 is not a multiple of the encoder's step of 8"):
+        encoder.grid((38, 38))

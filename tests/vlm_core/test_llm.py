@@ -9,9 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import vlm
 from tests.conftest import LLAMA, SIGLIP, perturb, picture, toy_recipe
+from vlm.assembly import blueprint
 from vlm.errors import ConfigError
 from vlm.llm import decoder_blocks
-from vlm.sample import Sample, Turn, ask
+from vlm.sample import PLACEHOLDER, Sample, Turn, ask
 from vlm.tokenizers import bytes_tokenizer
 
 CHATML = (
@@ -141,3 +142,71 @@ def test_decoder_blocks_are_found(name: str) -> None:
     blocks = decoder_blocks(llm)
     assert len(blocks) == 4
     assert all("Layer" in type(block).__name__ or "Block" in type(block).__name__ for block in blocks)
+
+
+def saved_llm(path: Path, *, tied: bool, family: str = "qwen2", rows: int = 259) -> Path:
+    """A folder with an LLM of so many rows and the embedded tokenizer's words without its last ones."""
+    fields = {**LLAMA, "model_type": family, "tie_word_embeddings": tied, "vocab_size": rows}
+    perturb(AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_own_tokens_get_rows_and_old_ones_keep_theirs(folder: Path, tmp_path: Path, tied: bool) -> None:
+    weights = saved_llm(tmp_path / "llm", tied=tied)
+    spec = {"weights": str(weights), "tokenizer": str(folder), "tokens": ["<row_1_col_1>", "<|im_start|>", "<global>"]}
+    recipe = toy_recipe(llm=spec, layout={"image": "<global>{views}<row_1_col_1>"})
+    model = vlm.assemble(recipe)
+    before = AutoModelForCausalLM.from_pretrained(weights)
+    old = before.get_input_embeddings().weight
+    new, head = model.llm.get_input_embeddings().weight, model.llm.lm_head.weight
+    assert len(new) == len(head) == 261, "259 of the tokenizer, of which it has <|im_start|> already, and two more"
+    assert torch.equal(new[:259], old)
+    assert torch.equal(head[:259], before.lm_head.weight)
+    assert (head is new) == tied
+    assert 0 < (new[259:] - old.mean(0)).abs().max() < 0.1, "drawn about the mean of the others"
+    assert model.llm.config.vocab_size == 261
+    planned = {
+        part: sum(p.numel() for p in module.parameters()) for part, module in blueprint(recipe)[1].parts().items()
+    }
+    assert planned == {part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()}
+
+    batch = model.processor([Sample([Turn("user", "Hi"), Turn("assistant", "Yes")], [picture(1)])])
+    ids = batch.input_ids[0][batch.owner[0] < 0].tolist()
+    assert [ids.count(model.tokenizer.convert_tokens_to_ids(token)) for token in ("<global>", "<row_1_col_1>")] == [
+        1,
+        1,
+    ]
+    assert max(ids) < 261
+    model.eval()
+    loaded = vlm.load(model.save(tmp_path / "saved"))
+    assert (loaded.llm.lm_head.weight is loaded.llm.get_input_embeddings().weight) == tied
+    again = loaded.processor([Sample([Turn("user", "Hi"), Turn("assistant", "Yes")], [picture(1)])])
+    assert torch.equal(again.input_ids, batch.input_ids)
+    with torch.no_grad():
+        assert torch.equal(loaded(again).logits, model(batch).logits)
+
+
+def test_own_tokens_take_rows_that_are_left_over(folder: Path, tmp_path: Path) -> None:
+    weights = saved_llm(tmp_path / "llm", tied=False, rows=300)
+    llm = {"weights": str(weights), "tokenizer": str(folder), "tokens": ["<a>", "<b>"]}
+    assert vlm.assemble(toy_recipe(llm=llm)).llm.get_input_embeddings().num_embeddings == 300
+
+
+def test_vocabulary_of_a_config_follows_from_the_tokenizer_with_its_own_tokens() -> None:
+    model = vlm.assemble(toy_recipe(llm={"config": LLAMA, "tokenizer": "bytes", "tokens": ["<a>", "<b>"]}))
+    assert model.llm.config.vocab_size == len(bytes_tokenizer()) + 2
+    assert model.tokenizer.convert_tokens_to_ids("<b>") == len(bytes_tokenizer()) + 1
+    assert model.tokenizer("x<a>")["input_ids"][1:] == [len(bytes_tokenizer())]
+
+
+def test_own_tokens_that_are_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        blueprint(
+            toy_recipe(llm={"config": LLAMA, "tokenizer": "bytes", "tokens": ["<a>", "<b>", "<a>", " ", PLACEHOLDER]})
+        )
+    assert {problem.place: problem.message for problem in caught.value.problems} == {
+        "model.llm.tokens.2": "`<a>` stands twice",
+        "model.llm.tokens.3": "` ` cannot be a token of a recipe",
+        "model.llm.tokens.4": f"`{PLACEHOLDER}` cannot be a token of a recipe",
+    }

@@ -50,7 +50,7 @@ def test_several_mistakes_are_one_error() -> None:
     assert found.keys() == wanted.keys()
     for place, start in wanted.items():
         assert found[place].startswith(start), found[place]
-    assert "allowed: cross_attention, linear, mlp, perceiver" in found["model.connector.1"]
+    assert "cross_attention, layer_mix, linear, merge_tokens, mlp, norm, perceiver" in found["model.connector.1"]
 
 
 def test_options_and_sizes_are_wrong_in_one_error() -> None:
@@ -59,6 +59,21 @@ def test_options_and_sizes_are_wrong_in_one_error() -> None:
     found = problems({**recipe, "stages": [{**STAGE, "train": {"conector": 1e-3}}]})
     assert "`5` does not divide the width 32" in found["model.connector.heads"]
     assert "did you mean `centre`?" in found["model.views.center"]
+
+
+@pytest.mark.parametrize(
+    ("views", "places"),
+    [
+        ({"name": "pad", "fill": [1]}, ["fill.1", "fill.2"]),
+        ({"name": "overlapping_crops", "margins": ["a"]}, ["margins.0", "margins.1"]),
+        ({"name": "pad", "fill": [1, 2, 3, 4]}, ["fill"]),
+        ({"name": "native", "max_aspect": float("inf")}, ["max_aspect"]),
+    ],
+)
+def test_lists_of_a_wrong_length_and_numbers_without_end(views: dict[str, Any], places: list[str]) -> None:
+    found = problems(toy_recipe(views=views))
+    assert list(found) == [f"model.views.{place}" for place in places]
+    assert "keys here" not in str(found)
 
 
 def test_globs_that_match_nothing() -> None:
@@ -130,7 +145,7 @@ def test_places_are_those_of_the_file() -> None:
 
 def test_two_encoders_need_a_merge() -> None:
     found = problems(toy_recipe(encoders=[{"name": "siglip", "config": SIGLIP}] * 2))
-    assert found == {"model.merge": "is missing with 2 encoders; allowed: channel, sequence"}
+    assert found == {"model.merge": "is missing with 2 encoders; allowed: channel, gated, interleave, sequence"}
 
 
 def test_error_prints_a_list_with_its_source() -> None:
