@@ -229,6 +229,7 @@ FAMILIES: dict[str, Family] = {
             "vision_config": CLIP,
             "text_config": TEXT,
             "vision_feature_layer": [-2, -3, 1],
+            "vision_feature_layers": [-2, -3, 1],  # its name in older releases
             "image_token_index": IMAGE,
         },
         flat,
@@ -324,6 +325,7 @@ FAMILIES: dict[str, Family] = {
         {
             "model_type": "fuyu",
             "text_config": text("persimmon", num_key_value_heads=None),
+            "hidden_size": 32,  # older releases ask here
             "patch_size": 10,
             "image_token_id": IMAGE,
         },
