@@ -127,7 +127,7 @@ class TestSlices:
 
     @pytest.mark.parametrize("options", [{"max_slices": 0}, {"multiple": 0}])
     def test_options_that_cannot_be(self, options):
-        with pytest.raises(ConfigError, match="allowed: 1 (or more|to 1000)"):
+        with pytest.raises(ConfigError, match=r"allowed: 1 (or more|to 1000)"):
             Slices(**options)
 
 
