@@ -97,8 +97,14 @@ class Processor:
         policy = self.views.among(images)
         views = tuple(tuple(policy.plan((height, width), encoder.image.size)) for encoder in self._encoders)
         if len({len(own) for own in views}) != 1:
-            counts = [len(own) for own in views]
-            raise ConfigError(f"encoders of different sizes get {counts} views of one image; they must agree")
+            seen = [
+                f"{len(own)} at {encoder.image.size[0]} x {encoder.image.size[1]}"
+                for own, encoder in zip(views, self._encoders, strict=True)
+            ]
+            raise ConfigError(
+                f"encoders of different sizes get different numbers of views of an image of {height} x {width} pixels "
+                f"({', '.join(seen)}); give the encoders one `size`, or take views of the whole image"
+            )
         return ImagePlan((height, width), views)
 
     def shapes(self, image: ImagePlan) -> list[Shape]:

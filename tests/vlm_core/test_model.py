@@ -292,3 +292,24 @@ def test_saving_over_an_older_model_keeps_it_until_the_new_one_is_complete(
         model.save(folder)
     assert (folder / "model.safetensors").read_bytes() == before
     vlm.load(folder)
+
+
+def test_a_cache_that_no_sample_tells_is_not_zero() -> None:
+    """More images than the context holds, or none: what an image takes in the cache is unknown, not 0 bytes."""
+    from vlm.planning import plan
+
+    for per_sample in (0, 10_000):
+        found = plan(toy_recipe(), per_sample=per_sample)
+        assert set(found.to_dict()["cache_bytes"].values()) == {None}
+        assert found.tables()
+    assert min(plan(toy_recipe()).to_dict()["cache_bytes"].values()) > 0
+
+
+def test_encoders_of_different_sizes_that_need_different_tiles() -> None:
+    """Known at planning for each image; the message names the image, both sizes and the ways out."""
+    encoders = [{"name": "siglip", "config": SIGLIP}, {"name": "siglip", "config": SIGLIP, "size": 64}]
+    model = vlm.assemble(toy_recipe(encoders=encoders, merge="sequence", views={"name": "anyres", "grids": 3}))
+    with pytest.raises(
+        ConfigError, match=r"image of 70 x 70 pixels \(10 at 32 x 32, 5 at 64 x 64\); give the encoders"
+    ):
+        model.processor.plan(70, 70)
