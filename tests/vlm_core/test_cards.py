@@ -79,7 +79,7 @@ def test_planning_needs_no_file_for_hub_ids_with_cards(monkeypatch: pytest.Monke
         }
     }
     found = plan(recipe)
-    assert found.tokens == {"336 x 336 px": 576}
+    assert found.tokens == {"336x336": 576}
     assert found.parameters["llm"] == 6_738_415_616
     assert found.parameters["connector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
 
