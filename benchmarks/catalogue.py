@@ -5,10 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-
-from PIL import Image
 
 from vlm.planning import Plan, plan
 from vlm.recipe import EncoderSpec, StageSpec, read_recipe, shipped_recipes
@@ -22,7 +19,8 @@ INTRO = """# Models
 
 The recipes that come with the kit, as `vlm plan` counts them; `vlm plan llava-1.5 photo.jpg` counts for your images.
 `vlm train llava-1.5 --set stages.0.data=mine.json --set stages.1.data=more.json` trains on your own data: the files
-that a recipe names are placeholders, called after the paper's. Written by `benchmarks/catalogue.py`.
+that a recipe names are placeholders, called after the paper's. Batches are the papers' too, for many devices: on a few,
+add `--set stages.0.micro_batch_size=1` and so on. Written by `benchmarks/catalogue.py`.
 
 ## Parts
 
@@ -62,11 +60,7 @@ def names() -> list[str]:
 @cache
 def planned(name: str) -> Plan:
     """The plan of a recipe, with the images of the page."""
-    with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{width}-{height}.png" for width, height in SIZES.values()]
-        for file, size in zip(files, SIZES.values(), strict=True):
-            Image.new("RGB", size).save(file)
-        return plan(name, images=[str(file) for file in files])
+    return plan(name, images=[f"{width}x{height}" for width, height in SIZES.values()], costs=False)
 
 
 def page() -> str:

@@ -28,7 +28,7 @@ class Resampler(Connector):
 
     Args:
         latents: number of queries, which is the number of tokens per view; or `{"1225": 128, "4900": 256}`: the first
-            128 for views of 1225 tokens, 256 for 4900, an error for others.
+            128 for views of up to 1225 tokens, 256 for up to 4900, an error for more.
         depth: number of blocks.
         mutual: the queries look at each other too.
         residual: what attention finds is added to the queries, rather than taking their place.
@@ -91,9 +91,10 @@ class Resampler(Connector):
     def _count(self, tokens: int) -> int:
         if not self.table:
             return len(self.latents)
-        if tokens not in self.table:
+        enough = [most for most in sorted(self.table) if tokens <= most]
+        if not enough:
             raise ConfigError(Problem("latents", f"has no entry for {tokens} tokens; it has {sorted(self.table)}"))
-        return self.table[tokens]
+        return self.table[enough[0]]
 
     def _places(self, grid: Grid | None, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Position embeddings of queries and keys, or 0."""

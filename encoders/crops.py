@@ -7,7 +7,20 @@ import numpy as np
 from vlm.errors import ConfigError, Problem, positive
 from vlm.views import Size, View, Views
 
-from .geometry import BLACK, Colour, Grid, Thumbnail, check_colour, check_image, framed, grids, middle, refuse
+from .geometry import (
+    BLACK,
+    MOST_TILES,
+    Colour,
+    Grid,
+    Thumbnail,
+    check_colour,
+    check_image,
+    counts,
+    framed,
+    grids,
+    middle,
+    refuse,
+)
 from .grids import least_rescaling
 
 
@@ -37,7 +50,7 @@ class OverlappingCrops(Views):
         thumbnail: Thumbnail = "first",
         fill: Colour | None = BLACK,
     ) -> None:
-        problems = [*positive(max_crops=max_crops, patch=patch), *check_colour(fill)]
+        problems = [*counts(MOST_TILES, max_crops=max_crops), *positive(patch=patch), *check_colour(fill)]
         if min(margins) < 0:
             problems.append(Problem("margins", f"`{list(margins)}`; allowed: 0 or more"))
         refuse(problems)

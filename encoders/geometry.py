@@ -47,6 +47,18 @@ def check_colour(fill: Colour | None) -> list[Problem]:
     return [Problem("fill", f"`{list(fill)}`; allowed: three numbers from 0 to 255")]
 
 
+MOST_TILES = 1000
+"""Of an image. Every way to arrange so many tiles is looked at, so a slip of the hand would never come to an end."""
+MOST_SIDE = 32
+"""Tiles along a side, of policies that count those: about as many of an image."""
+
+
+def counts(most: int, **numbers: int) -> list[Problem]:
+    """A problem for each of the named numbers that is not 1 to `most`."""
+    wrong = {name: number for name, number in numbers.items() if not 1 <= number <= most}
+    return [Problem(name, f"`{number}`; allowed: 1 to {most}") for name, number in wrong.items()]
+
+
 def refuse(problems: Sequence[Problem]) -> None:
     """Raise the problems, if there are any, as one ConfigError."""
     if problems:

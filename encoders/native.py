@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Literal
 
 from vlm.errors import ConfigError, Problem, positive
+from vlm.images import MAX_PIXELS
 from vlm.views import Size, View, Views
 
-from .geometry import BLACK, Colour, check_colour, check_image, lowered, raised, refuse
+from .geometry import BLACK, Colour, check_colour, check_image, counts, lowered, raised, refuse
 
 Align = Literal["stretch", "pad", "cut"]
 
@@ -109,10 +110,11 @@ class Native(Views):
     def __init__(
         self, *, multiple: int = 28, min_pixels: int = 56 * 56, max_pixels: int | None = None, max_aspect: float = 200.0
     ) -> None:
-        problems = positive(multiple=multiple, min_pixels=min_pixels)
-        if max_pixels is not None and max_pixels < max(min_pixels, multiple**2):
-            problems.append(Problem("max_pixels", f"`{max_pixels}`; allowed: {max(min_pixels, multiple**2)} or more"))
-        if max_aspect < 1:
+        problems = [*counts(math.isqrt(MAX_PIXELS), multiple=multiple), *counts(MAX_PIXELS, min_pixels=min_pixels)]
+        least = max(min_pixels, multiple**2)
+        if not problems and max_pixels is not None and not least <= max_pixels <= MAX_PIXELS:
+            problems.append(Problem("max_pixels", f"`{max_pixels}`; allowed: {least} to {MAX_PIXELS}"))
+        if not max_aspect >= 1:  # nan is neither
             problems.append(Problem("max_aspect", f"`{max_aspect}`; allowed: 1 or more"))
         refuse(problems)
         self.multiple = multiple

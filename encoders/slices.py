@@ -5,7 +5,7 @@ import math
 from vlm.errors import positive
 from vlm.views import Size, View, Views
 
-from .geometry import Grid, Thumbnail, check_image, cut, framed, grids, nearest, refuse
+from .geometry import MOST_TILES, Grid, Thumbnail, check_image, counts, cut, framed, grids, nearest, refuse
 
 
 class Slices(Views):
@@ -24,7 +24,7 @@ class Slices(Views):
     """
 
     def __init__(self, *, max_slices: int = 9, multiple: int = 14, thumbnail: Thumbnail = "first") -> None:
-        refuse(positive(max_slices=max_slices, multiple=multiple))
+        refuse([*counts(MOST_TILES, max_slices=max_slices), *positive(multiple=multiple)])
         self.max_slices = max_slices
         self.multiple = multiple
         self.thumbnail: Thumbnail = thumbnail

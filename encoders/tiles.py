@@ -11,12 +11,15 @@ from vlm.views import Size, View, Views
 
 from .geometry import (
     BLACK,
+    MOST_SIDE,
+    MOST_TILES,
     Colour,
     Grid,
     Thumbnail,
     canvas_of,
     check_colour,
     check_image,
+    counts,
     cut,
     framed,
     grids,
@@ -43,7 +46,7 @@ class Tiles(Views):
     """
 
     def __init__(self, *, max_tiles: int = 12, min_tiles: int = 1, thumbnail: Thumbnail = "last") -> None:
-        problems = positive(max_tiles=max_tiles, min_tiles=min_tiles)
+        problems = [*counts(MOST_TILES, max_tiles=max_tiles), *positive(min_tiles=min_tiles)]
         if 0 < max_tiles < min_tiles:
             problems.append(Problem("min_tiles", f"`{min_tiles}`; allowed: at most max_tiles, {max_tiles}"))
         refuse(problems)
@@ -77,9 +80,7 @@ class AnyRes(Views):
         several: Literal["tiles", "pad"] = "tiles",
         fill: Colour | None = BLACK,
     ) -> None:
-        least = grids if isinstance(grids, int) else min((min(grid) for grid in grids), default=0)
-        problems = [] if least > 0 else [Problem("grids", f"`{grids}`; allowed: 1 or more, or pairs of such numbers")]
-        refuse([*problems, *check_colour(fill)])
+        refuse([*_check_grids(grids), *check_colour(fill)])
         self.candidates = grids if isinstance(grids, tuple) else _square(grids)
         self.thumbnail: Thumbnail = thumbnail
         self.several = several
@@ -119,7 +120,7 @@ class CanvasTiles(Views):
         thumbnail: Thumbnail = "none",
         fill: Colour | None = BLACK,
     ) -> None:
-        refuse([*positive(max_tiles=max_tiles), *check_colour(fill)])
+        refuse([*counts(MOST_TILES, max_tiles=max_tiles), *check_colour(fill)])
         self.candidates = grids(max_tiles)
         self.keep_aspect = keep_aspect
         self.thumbnail: Thumbnail = thumbnail
@@ -162,7 +163,7 @@ class CoveringTiles(Views):
         thumbnail: Thumbnail = "first",
         fill: Colour | None = None,
     ) -> None:
-        problems = [*positive(max_tiles=max_tiles), *check_colour(fill)]
+        problems = [*counts(MOST_TILES, max_tiles=max_tiles), *check_colour(fill)]
         if not 0 <= threshold <= 1:
             problems.append(Problem("threshold", f"`{threshold}`; allowed: 0 to 1"))
         if transpose and keep_aspect:
@@ -211,7 +212,7 @@ class EdgeTiles(Views):
     """
 
     def __init__(self, *, longest: int = 4, thumbnail: Thumbnail = "last") -> None:
-        refuse(positive(longest=longest))
+        refuse(counts(MOST_SIDE, longest=longest))
         self.longest = longest
         self.thumbnail: Thumbnail = thumbnail
 
@@ -246,7 +247,7 @@ class RoomyTiles(Views):
     """
 
     def __init__(self, *, max_tiles: int = 36, thumbnail: Thumbnail = "first") -> None:
-        refuse(positive(max_tiles=max_tiles))
+        refuse(counts(MOST_TILES, max_tiles=max_tiles))
         self.max_tiles = max_tiles
         self.thumbnail: Thumbnail = thumbnail
 
@@ -262,6 +263,15 @@ def _squashed(grid: Grid, size: Size, thumbnail: Thumbnail) -> list[View]:
 def _alone_or_framed(tiles: list[View], whole: View, thumbnail: Thumbnail) -> list[View]:
     """A single tile shows the whole image and stands alone."""
     return [replace(tiles[0], cell=None)] if len(tiles) == 1 else framed(tiles, whole, thumbnail)
+
+
+def _check_grids(grids: int | tuple[Grid, ...]) -> list[Problem]:
+    if isinstance(grids, int):
+        return counts(MOST_SIDE, grids=grids)
+    sound = grids and all(min(grid) > 0 and grid[0] * grid[1] <= MOST_TILES for grid in grids)
+    shown = [list(grid) for grid in grids]
+    allowed = f"1 to {MOST_SIDE}, or [rows, columns] of 1 to {MOST_TILES} tiles in all"
+    return [] if sound else [Problem("grids", f"`{shown}`; allowed: {allowed}")]
 
 
 def _square(most: int) -> tuple[Grid, ...]:

@@ -6,7 +6,7 @@ from vlm.errors import ConfigError, Problem, positive
 from vlm.images import MAX_PIXELS
 from vlm.views import Size, View, Views
 
-from .geometry import Colour, Rounding, check_colour, check_image, inside, middle, refuse
+from .geometry import Colour, Rounding, check_colour, check_image, inside, middle, raised, refuse
 
 
 class Squash(Views):
@@ -22,7 +22,7 @@ class Pad(Views):
 
     LLaVA-1.5 (arXiv 2310.03744: `base: image`), DeepSeek-VL and Janus (2403.05525, 2410.13848: `min_side: 14`),
     SAM (2304.02643: `centre: false, rounding: half_up`), Aria (2410.05993: `centre: false, rounding: down,
-    min_side: 336, fill: [0, 0, 0]`).
+    min_side: 336, fill: [0, 0, 0], trim: 14`, which leaves out what its mask hides).
 
     Args:
         centre: the image in the middle, or at the top left.
@@ -35,6 +35,8 @@ class Pad(Views):
             size after all.
         min_side: the image's shorter side becomes at least this many pixels, even if that distorts it.
         rounding: how the shorter side becomes a whole number.
+        trim: leave out the padding but for what fills the last patch, of so many pixels a side, and with it the tokens
+            that published models mask; for encoders that take any size.
     """
 
     def __init__(
@@ -45,18 +47,33 @@ class Pad(Views):
         base: Literal["image"] | int | tuple[int, int] | None = None,
         min_side: int = 1,
         rounding: Rounding = "nearest",
+        trim: int | None = None,
     ) -> None:
         self.centre = centre
         self.fill = fill if fill is None else (fill[0], fill[1], fill[2])
         self.base = (base, base) if isinstance(base, int) else base
         self.min_side = min_side
         self.rounding: Rounding = rounding
+        self.trim = trim
         sides = self.base if isinstance(self.base, tuple) else (1, 1)
-        refuse([*check_colour(fill), *positive(min_side=min_side, base=min(sides))])
+        problems = [
+            *check_colour(fill),
+            *positive(min_side=min_side, base=min(sides), trim=1 if trim is None else trim),
+        ]
+        if trim is not None and (centre or base is not None):
+            problems.append(
+                Problem("trim", f"`{trim}` wants the image at the top left: `centre: false`, and no `base`")
+            )
+        if sides[0] * sides[1] > MAX_PIXELS:
+            problems.append(Problem("base", f"`{list(sides)}`; allowed: at most {MAX_PIXELS} pixels in all"))
+        refuse(problems)
 
     def plan(self, image: Size, size: Size) -> list[View]:
         check_image(image)
         padded = self._padded(image, size)
+        if self.trim is not None:
+            height, width = (min(raised(a, self.trim), b) for a, b in zip(padded.resize, size, strict=True))
+            return [self._place(padded.resize, (height, width))]
         return [padded if padded.size == size else View(size, size, of=padded)]
 
     def _padded(self, image: Size, size: Size) -> View:

@@ -60,7 +60,7 @@ def plan(
         planning = import_module("vlm.planning")
         sample = {"text": text, "per_sample": per_sample}
         planned = planning.plan(recipe, changes or [], images=images or [], **sample, devices=devices)
-        _show(planned.to_dict(), as_json, planned.tables)
+        _show(planned.to_dict(), as_json, lambda: import_module("vlm.plan_tables").tables(planned))
 
 
 @app.command()

@@ -108,7 +108,7 @@ def image_size(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_
     with _clear_errors(name, max_pixels), _stream(source, name) as stream:
         image = _checked(Image.open(stream, formats=_FORMATS), name, max_pixels)
         lies = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
-        return image.size if lies else image.size[::-1]
+        return image.size if lies and image.format != "TIFF" else image.size[::-1]  # Pillow gives a TIFF's upright size
 
 
 @contextlib.contextmanager

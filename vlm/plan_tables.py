@@ -5,12 +5,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from vlm.plan_sample import PlanSample
+from vlm.planning import Plan
 from vlm.stage_plan import StageCost
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from vlm.planning import Plan
 
 LISTED = 12
 """Images that are listed one by one; more are shown as a histogram."""
@@ -20,7 +19,7 @@ BAR = 30
 Row = tuple[str, Callable[[StageCost], str]]
 
 
-def tables(plan: "Plan") -> list[Any]:
+def tables(plan: Plan) -> list[Any]:
     """Parameters, visual tokens, FLOPs, memory; then notes."""
     from rich.text import Text
 
@@ -45,7 +44,7 @@ def _table(title: str, first: str, columns: Iterable[str]) -> "Table":
     return table
 
 
-def _parameters(plan: "Plan") -> "Table":
+def _parameters(plan: Plan) -> "Table":
     table = _table("parameters", "part", ["all", *plan.stages])
     total = {part: [count, *(stage[part] for stage in plan.stages.values())] for part, count in plan.parameters.items()}
     for part, counts in total.items():
@@ -55,7 +54,7 @@ def _parameters(plan: "Plan") -> "Table":
     return table
 
 
-def _images(plan: "Plan") -> list[Any]:
+def _images(plan: Plan) -> list[Any]:
     columns = ["views", "tokens", "positions in the sequence", "KV cache"]
     table = _table("visual tokens", "image", [*columns, *(f"tokens in {stage}" for stage in plan.earlier)])
     for name, image in plan.images.items():
@@ -65,7 +64,7 @@ def _images(plan: "Plan") -> list[Any]:
     return [table]
 
 
-def _histogram(plan: "Plan") -> list[Any]:
+def _histogram(plan: Plan) -> list[Any]:
     from rich.text import Text
 
     tokens = sorted(plan.tokens.values())
@@ -90,7 +89,7 @@ def histogram(values: list[int], bars: int = LISTED) -> list[tuple[int, int, int
     return [(start, start + width - 1, sum(start <= value < start + width for value in values)) for start in starts]
 
 
-def _forward(plan: "Plan") -> "Table":
+def _forward(plan: Plan) -> "Table":
     table = _table("", "forward pass", ["FLOPs", "share"])
     total = sum(plan.forward.values())
     for part, count in plan.forward.items():
@@ -100,7 +99,7 @@ def _forward(plan: "Plan") -> "Table":
     return table
 
 
-def _training(plan: "Plan") -> "Table":
+def _training(plan: Plan) -> "Table":
     return _by_stage(
         plan,
         "training",
@@ -116,7 +115,7 @@ def _training(plan: "Plan") -> "Table":
     )
 
 
-def _memory(plan: "Plan") -> "Table":
+def _memory(plan: Plan) -> "Table":
     return _by_stage(
         plan,
         "",
@@ -138,7 +137,7 @@ def _memory(plan: "Plan") -> "Table":
     )
 
 
-def _devices(plan: "Plan") -> "Table":
+def _devices(plan: Plan) -> "Table":
     devices = next(iter(plan.training.values())).devices
     table = _table("", f"one of {devices} devices", plan.training)
     spread = [cost.per_device() for cost in plan.training.values()]
@@ -149,7 +148,7 @@ def _devices(plan: "Plan") -> "Table":
     return table
 
 
-def _by_stage(plan: "Plan", first: str, rows: list[Row]) -> "Table":
+def _by_stage(plan: Plan, first: str, rows: list[Row]) -> "Table":
     table = _table("", first, plan.training)
     for label, show in rows:
         table.add_row(label, *(show(cost) for cost in plan.training.values()))

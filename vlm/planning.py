@@ -79,12 +79,6 @@ class Plan:
             "cache_bytes": {name: self.cache_of(image) for name, image in self.images.items()},
         }
 
-    def tables(self) -> list[Any]:
-        """The plan for a terminal."""
-        from vlm.plan_tables import tables
-
-        return tables(self)
-
 
 def plan(
     source: Source,
@@ -94,6 +88,7 @@ def plan(
     per_sample: int = 1,
     text: int | None = None,
     devices: int = 1,
+    costs: bool = True,
 ) -> Plan:
     """Parameters per part and stage, visual tokens, and what the model and each stage cost.
 
@@ -106,6 +101,7 @@ def plan(
         per_sample: images of a sample; 0 is text alone.
         text: tokens of a sample's answer; 256, or as many as there is room for, if absent.
         devices: over which a batch is spread.
+        costs: FLOPs and memory too, which takes seconds; else parameters and tokens of the trained model alone.
 
     Raises:
         ConfigError: mistakes in the recipe; more text than fits; a batch that cannot be spread over the devices.
@@ -126,6 +122,8 @@ def plan(
         images=counts,
         unusable=unusable | refused,
     )
+    if not costs:
+        return found
     found.sample, found.largest = choose_samples(model, counts, images=per_sample, text=text)
     if found.sample is None:
         found.notes.append(f"FLOPs and memory are not counted: {NO_ROOM}")

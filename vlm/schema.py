@@ -52,7 +52,10 @@ def _schema(part: type) -> type[BaseModel]:
         fields[name] = (hints.get(name, Any), default)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature(part).parameters.values())
     config = ConfigDict(
-        extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True, protected_namespaces=()
+        extra="allow" if open_ended else "forbid",
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
     model: type[BaseModel] = create_model(part.__name__, __config__=config, **fields)
     return model
@@ -127,7 +130,7 @@ def _problem(schema: type[BaseModel], values: Any, item: dict[str, Any], what: s
     value = item.get("input")
     describe: Callable[[], str] = {
         "extra_forbidden": lambda: unknown(what, str(location[-1]), _known(schema, location[:-1])),
-        "missing": lambda: f"is missing; keys here: {', '.join(_known(schema, location[:-1]))}",
+        "missing": lambda: f"is missing; {_lacking(schema, location)}",
         "literal_error": lambda: f"`{value}` is not allowed;{_literal(value, item)}",
     }.get(item["type"], lambda: f"`{value}` is wrong: {item['msg']}")
     return Problem(place, describe())
@@ -137,12 +140,20 @@ def _location(values: Any, item: dict[str, Any]) -> list[str | int]:
     """pydantic's place without what is not in the data: members of unions (`list[int]`), the 0 of a bare item."""
     found: list[str | int] = []
     for number, piece in enumerate(item["loc"]):
-        there = (isinstance(values, dict) and piece in values) or (isinstance(values, list) and isinstance(piece, int))
+        index = isinstance(values, list) and isinstance(piece, int)
+        there = index or (isinstance(values, dict) and piece in values)
         if there:
-            values = values[piece]
+            values = None if index and piece >= len(values) else values[piece]  # a pair of which the second is missing
         if there or (item["type"] == "missing" and number == len(item["loc"]) - 1):
             found.append(piece)
     return found
+
+
+def _lacking(schema: type[BaseModel], location: list[Any]) -> str:
+    """A list that is too short lacks an item, a mapping a key."""
+    if isinstance(location[-1], int):
+        return f"the list is too short, it needs at least {location[-1] + 1} items"
+    return f"keys here: {', '.join(_known(schema, location[:-1]))}"
 
 
 def _literal(value: Any, item: dict[str, Any]) -> str:

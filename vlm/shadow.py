@@ -157,7 +157,7 @@ def _spreads(given: Sequence[Tensor]) -> bool:
         result = prod(torch.broadcast_shapes(*(tensor.shape for tensor in given)))
     except RuntimeError:  # no elementwise operation
         return False
-    return result > max(LARGEST, *(tensor.numel() for tensor in given))
+    return bool(result > max(LARGEST, *(tensor.numel() for tensor in given)))
 
 
 def _with_even_choice(func: Any, result: Any, args: Sequence[Any]) -> Any:

@@ -88,7 +88,7 @@ class Storages:
         for key, kept in self._kept.items():
             if key not in inputs and not kept.copies:
                 total += kept.size if None in kept.savers else 0
-                for block in kept.savers & blocks if None not in kept.savers else ():
+                for block in set() if None in kept.savers else blocks & kept.savers:
                     inside[block] += kept.size
         return total + max(inside.values(), default=0)
 

@@ -153,6 +153,19 @@ class TestPad:
             assert found["pixel_mask"][0][top:bottom, left:right].all()
             assert found["pixel_mask"][0].sum() == (bottom - top) * (right - left)
 
+    def test_trimmed_padding_is_what_arias_patches_mask(self):
+        """The patches that its mask leaves, and no others, are there; with the same pixels."""
+        policy = Pad(centre=False, rounding="down", min_side=336, fill=BLACK, trim=14)
+        reference = aria.AriaImageProcessorPil(max_image_size=490, **RAW)
+        for size in [*SMALL[::20], (500, 333), (333, 500), (341, 490), (490, 490)]:
+            image = noise(size)
+            found, (view,) = reference(image), policy.plan(size, (490, 490))
+            mask = found["pixel_mask"][0].reshape(35, 14, 35, 14).any(axis=(1, 3))
+            rows, columns = view.size[0] // 14, view.size[1] // 14
+            assert mask[:rows, :columns].all()
+            assert mask.sum() == rows * columns
+            check_pixels(drawn(policy, image, 490), [found["pixel_values"][0][:, : view.size[0], : view.size[1]]])
+
     @pytest.mark.parametrize("side", [980, 490])
     def test_geometry_of_aria_at_real_sizes(self, side):
         policy = Pad(centre=False, rounding="down", min_side=336, fill=BLACK)
@@ -192,7 +205,13 @@ class TestPad:
         assert pixels[:, 15:25].abs().max() > 1
 
     @pytest.mark.parametrize(
-        ("given", "place"), [({"min_side": 0}, "min_side"), ({"base": 0}, "base"), ({"fill": (1, 2, 300)}, "fill")]
+        ("given", "place"),
+        [
+            ({"min_side": 0}, "min_side"),
+            ({"base": 0}, "base"),
+            ({"base": 10**6}, "base"),
+            ({"fill": (1, 2, 300)}, "fill"),
+        ],
     )
     def test_options_that_cannot_be(self, given, place):
         with pytest.raises(ConfigError, match=rf"^{place}: .*allowed"):

@@ -169,7 +169,10 @@ class TestNative:
         (Native, {"multiple": 0}, "multiple"),
         (Native, {"min_pixels": 0}, "min_pixels"),
         (Native, {"max_pixels": 100}, "max_pixels"),
+        (Native, {"max_pixels": 10**9}, "max_pixels"),
+        (Native, {"multiple": 10**9}, "multiple"),
         (Native, {"max_aspect": 0.5}, "max_aspect"),
+        (Native, {"max_aspect": float("nan")}, "max_aspect"),
     ],
 )
 def test_options_that_cannot_be(policy, options, place):

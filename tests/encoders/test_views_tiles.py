@@ -15,6 +15,8 @@ from transformers.models.perception_lm import image_processing_perception_lm as 
 
 from tests.conftest import picture
 from tests.encoders.sweep import SMALL, cell_order, check_pixels, colours, empty, noise, row_by_row, sweep
+from vlm.encoders.crops import OverlappingCrops
+from vlm.encoders.slices import Slices
 from vlm.encoders.tiles import AnyRes, CanvasTiles, CoveringTiles, EdgeTiles, RoomyTiles, Tiles
 from vlm.errors import ConfigError
 from vlm.views import ImageSpec, View
@@ -336,6 +338,15 @@ class TestRoomyTiles:
         (CoveringTiles, {"transpose": True}, "transpose"),
         (EdgeTiles, {"longest": 0}, "longest"),
         (RoomyTiles, {"max_tiles": 0}, "max_tiles"),
+        (Tiles, {"max_tiles": 10**9}, "max_tiles"),  # all ways to arrange them: without a limit, no end
+        (AnyRes, {"grids": 10**9}, "grids"),
+        (AnyRes, {"grids": ((1, 2), (10**5, 10**5))}, "grids"),
+        (CanvasTiles, {"max_tiles": 10**9}, "max_tiles"),
+        (CoveringTiles, {"max_tiles": 10**9}, "max_tiles"),
+        (EdgeTiles, {"longest": 10**9}, "longest"),
+        (RoomyTiles, {"max_tiles": 10**9}, "max_tiles"),
+        (OverlappingCrops, {"max_crops": 10**9}, "max_crops"),
+        (Slices, {"max_slices": 10**9}, "max_slices"),
     ],
 )
 def test_options_that_cannot_be(policy, options, place):

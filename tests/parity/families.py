@@ -97,14 +97,16 @@ def padded(_: Any, batch: Batch) -> dict[str, Any]:
     return {"pixel_values": pixels, "pixel_attention_mask": mask.bool()}
 
 
-def masked(model: Any, batch: Batch) -> dict[str, Any]:
-    """Views one by one, each with a mask of what is real (Aria)."""
-    found = views(batch)
-    height, width = (max(view.shape[side] for view in found) for side in (1, 2))
-    pixels, mask = torch.zeros(len(found), 3, height, width), torch.zeros(len(found), height, width, dtype=torch.bool)
-    for number, view in enumerate(found):
+def masked(_: Any, batch: Batch) -> dict[str, Any]:
+    """Views one by one, padded with black to a square, each with a mask of the pixels that show the image (Aria)."""
+    side = ARIA["max_image_size"]
+    black = -torch.tensor(ARIA["image_mean"]) / torch.tensor(ARIA["image_std"])
+    found, planned = views(batch), [image.views[0][0] for image in batch.images]
+    pixels = black[None, :, None, None].repeat(len(found), 1, side, side)
+    mask = torch.zeros(len(found), side, side, dtype=torch.bool)
+    for number, (view, plan) in enumerate(zip(found, planned, strict=True)):
         pixels[number, :, : view.shape[1], : view.shape[2]] = view
-        mask[number, : view.shape[1], : view.shape[2]] = True
+        mask[number, : plan.resize[0], : plan.resize[1]] = True
     return {"pixel_values": pixels, "pixel_mask": mask}
 
 
@@ -160,6 +162,12 @@ def indicators(batch: Batch) -> Tensor:
     return ids
 
 
+ARIA: dict[str, Any] = {
+    "max_image_size": 64,
+    "min_image_size": 24,
+    "image_mean": [0.5, 0.4, 0.6],
+    "image_std": [0.5, 0.3, 0.2],
+}
 PIXTRAL = {**SIGLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 8}
 SAM = {
     "hidden_size": 32,
@@ -221,6 +229,7 @@ FAMILIES: dict[str, Family] = {
             "vision_config": CLIP,
             "text_config": TEXT,
             "vision_feature_layer": [-2, -3, 1],
+            "vision_feature_layers": [-2, -3, 1],  # its name in older releases
             "image_token_index": IMAGE,
         },
         flat,
@@ -316,6 +325,7 @@ FAMILIES: dict[str, Family] = {
         {
             "model_type": "fuyu",
             "text_config": text("persimmon", num_key_value_heads=None),
+            "hidden_size": 32,  # older releases ask here
             "patch_size": 10,
             "image_token_id": IMAGE,
         },
@@ -336,7 +346,7 @@ FAMILIES: dict[str, Family] = {
             "image_token_index": IMAGE,
         },
         masked,
-        {"max_image_size": 64, "min_image_size": 16},
+        ARIA,
     ),
     "internvl": Family(
         {

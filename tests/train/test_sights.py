@@ -13,6 +13,7 @@ from tests.conftest import picture, toy_recipe
 from vlm.assembly import blueprint
 from vlm.errors import ConfigError
 from vlm.model import VLM
+from vlm.plan_tables import tables
 from vlm.planning import plan
 from vlm.sample import Batch
 from vlm.train.objectives import LanguageModelling
@@ -137,7 +138,7 @@ def test_plan_counts_the_trained_model_and_the_stages_that_differ() -> None:
     found = plan(recipe({"size": 16}, {"size": 64}, {"size": 64}))
     assert found.tokens == {"64x64": 64}
     assert found.earlier == {"s0": {"64x64": 4}}
-    table = found.tables()[1]
+    table = tables(found)[1]
     assert [column.header for column in table.columns][5:] == ["tokens in s0"]
     assert json.loads(json.dumps(found.to_dict()))["earlier"] == found.earlier
     assert plan(recipe({}, {})).earlier == {}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from vlm.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, find_images, open_image
+from vlm.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageError, find_images, image_size, open_image
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -259,6 +259,7 @@ def test_each_exif_orientation_gives_the_same_upright_picture(
     content = encoded(stored(upright, orientation), kind, exif=oriented(orientation), **options)
     result = open_image(content)
     assert result.size == upright.size
+    assert image_size(content) == (upright.height, upright.width)
     assert close(corners(result), corners(upright), tolerance=6)
     assert open_image(result).tobytes() == result.tobytes(), "it must not be turned a second time"
     assert open_image(Image.open(io.BytesIO(content))).tobytes() == result.tobytes()
@@ -406,6 +407,18 @@ ENCODINGS: dict[str, bytes] = {
     "animated GIF": encoded(SMOOTH, "GIF", save_all=True, append_images=[quadrants(48, 40)]),
     "animated PNG": encoded(SMOOTH, "PNG", save_all=True, append_images=[quadrants(48, 40)]),
 }
+
+
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_the_header_tells_the_size(kind: str, tmp_path: Path) -> None:
+    whole = open_image(ENCODINGS[kind])
+    assert image_size(ENCODINGS[kind]) == (whole.height, whole.width)
+    for name, content in (("empty.png", b""), ("text.png", b"no picture")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=name):
+            image_size(tmp_path / name)
+    with pytest.raises(ImageError, match="too large; allowed: "):
+        image_size(ENCODINGS[kind], max_pixels=whole.height * whole.width - 1)
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)

@@ -25,6 +25,9 @@ from tests.vlm_core.twins import (
 from vlm.assembly import blueprint
 from vlm.costs import checkpointed_blocks, forward_costs, stage_costs
 from vlm.memory import STRATEGIES, Memory
+from vlm.meter import Meter
+from vlm.precision import Autocast
+from vlm.storages import Storages
 from vlm.train.objectives import LanguageModelling
 
 STAGES = (["encoders"], ["connector"], ["llm"], ["encoders", "connector", "llm"])
@@ -90,45 +93,93 @@ def test_weights_gradients_and_moments_are_those_of_a_step(trained: list[str], p
     assert {parameter.dtype for parameter in shadow.model.encoders.parameters()} == {torch.float32}
 
 
+def kept_by_autocast(make: Any, loss: Any) -> int:
+    """Bytes that torch's own autocast for CUDA keeps, on fake tensors that say they are on such a device."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            module = make()
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast itself wants to see a device
+        torch.autocast_increment_nesting()
+        try:
+            return saved_bytes(lambda: loss(module, "cuda"), module)
+        finally:
+            torch.autocast_decrement_nesting()
+            torch.set_autocast_enabled("cuda", False)
+            torch.clear_autocast_cache()
+
+
+def kept_by_plan(make: Any, loss: Any) -> tuple[int, int, int]:
+    """(activations, copies of weights, those of them that train)."""
+    with torch.device("meta"):
+        module = make()
+    meter = Meter(persistent=[*module.parameters(), *module.buffers()])
+    with meter.running():
+        with Autocast(torch.bfloat16, lambda copy, trained: meter.storages.copy(copy, trained=trained)):
+            kept = loss(module, "meta")
+        found = meter.storages.saved(), meter.storages.copied(), meter.storages.copied(trained=True)
+    del kept
+    return found
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("trains", [True, False])
 def test_mixed_precision_keeps_what_torchs_autocast_keeps(name: str, trains: bool) -> None:
-    """The reference is torch's own autocast for CUDA, on fake tensors that say they are on such a device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from vlm.meter import Meter
-    from vlm.precision import Autocast
-
     config = AutoConfig.for_model(**{**LLMS[name], "vocab_size": 40, "attention_dropout": 0.0})
+
+    def make() -> Any:
+        return AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(trains)
 
     def loss(llm: Any, device: str) -> Any:
         embeds = torch.empty(2, 13, 32, device=device, requires_grad=True)
         logits = llm(inputs_embeds=embeds, use_cache=False).logits.flatten(0, 1).float()
         return torch.nn.functional.cross_entropy(logits, torch.zeros(26, dtype=torch.long, device=device))
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            llm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(trains)
-        torch.set_autocast_dtype("cuda", torch.bfloat16)
-        torch.set_autocast_enabled("cuda", True)  # torch.autocast itself wants to see a device
-        try:
-            wanted = saved_bytes(lambda: loss(llm, "cuda"), llm)
-        finally:
-            torch.set_autocast_enabled("cuda", False)
-            torch.clear_autocast_cache()
-    with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(trains)
-    meter = Meter(persistent=[*llm.parameters(), *llm.buffers()])
-    with meter.running():
-        with Autocast(torch.bfloat16, lambda copy, trained: meter.storages.copy(copy, trained=trained)):
-            kept = loss(llm, "meta")
-        matrices = [p for name, p in llm.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
-        tied = [llm.lm_head.weight] if llm.config.tie_word_embeddings else []
-        copies = 2 * sum(p.numel() for p in [*matrices, *tied])
-        assert meter.storages.copied() == copies
-        assert meter.storages.copied(trained=True) == (copies if trains else 0)
-        assert meter.storages.saved() + copies == wanted
-    del kept
+    saved, copies, trained = kept_by_plan(make, loss)
+    matrices = [p for name, p in make().named_parameters() if p.ndim == 2]  # a tied one is the head's as well
+    untied = 0 if config.tie_word_embeddings else 40 * 32
+    assert copies == 2 * (sum(p.numel() for p in matrices) - untied)
+    assert trained == (copies if trains else 0)
+    assert saved + copies == kept_by_autocast(make, loss)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_weight_that_trains_is_copied_once(trains: bool) -> None:
+    def make() -> Any:
+        return torch.nn.Linear(16, 16, bias=False).requires_grad_(trains)
+
+    def loss(layer: Any, device: str) -> Any:
+        return layer(layer(torch.empty(3, 16, device=device, requires_grad=True))).float().exp().sum()
+
+    saved, copies, trained = kept_by_plan(make, loss)
+    assert copies == 2 * 16 * 16 * (1 if trains else 2)
+    assert trained == (copies if trains else 0)
+    assert saved + copies == kept_by_autocast(make, loss)
+
+
+def test_checkpointing_keeps_inputs_what_is_outside_and_one_block() -> None:
+    """By hand, in bytes: copies of weights that train are told apart, others are made again with their block."""
+    storages = Storages(persistent=[])
+    x, y, mask, inside, larger, copy, frozen, logits, gone = (
+        torch.empty(size, dtype=torch.uint8) for size in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    )
+    storages.add(gone)  # kept by nobody
+    storages.enter(0, [x, mask])
+    storages.enter(1, [y, mask])
+    storages.enter(2, [logits])  # through it no gradient passes
+    for tensor, block in ((x, 0), (inside, 0), (y, 1), (larger, 1), (frozen, 1), (mask, 1), (copy, 1), (logits, None)):
+        storages.save(tensor, block)
+    storages.copy(copy, trained=True)
+    storages.copy(frozen, trained=False)
+    assert storages.saved() == 1 + 2 + 4 + 8 + 16 + 128
+    assert (storages.copied(), storages.copied(trained=True)) == (32 + 64, 32)
+    assert storages.working_blocks() == {0, 1}
+    assert storages.checkpointed() == (1 + 2 + 4) + 128 + (16 + 64)
+    del gone
+    assert storages.live == 255
+    assert storages.peak == 511
 
 
 @pytest.mark.parametrize("name", ["llama", "cross_attention"])

@@ -61,6 +61,21 @@ def test_options_and_sizes_are_wrong_in_one_error() -> None:
     assert "did you mean `centre`?" in found["model.views.center"]
 
 
+@pytest.mark.parametrize(
+    ("views", "places"),
+    [
+        ({"name": "pad", "fill": [1]}, ["fill.1", "fill.2"]),
+        ({"name": "overlapping_crops", "margins": ["a"]}, ["margins.0", "margins.1"]),
+        ({"name": "pad", "fill": [1, 2, 3, 4]}, ["fill"]),
+        ({"name": "native", "max_aspect": float("inf")}, ["max_aspect"]),
+    ],
+)
+def test_lists_of_a_wrong_length_and_numbers_without_end(views: dict[str, Any], places: list[str]) -> None:
+    found = problems(toy_recipe(views=views))
+    assert list(found) == [f"model.views.{place}" for place in places]
+    assert "keys here" not in str(found)
+
+
 def test_globs_that_match_nothing() -> None:
     found = problems({**toy_recipe(), "stages": [{**STAGE, "train": {"conector": 1e-3, "llm.*.99.*": 1e-3}}]})
     assert (
