@@ -132,13 +132,14 @@ def _numbers(index: Tensor | None) -> Iterable[Tensor | None]:
 
 
 def _is_known(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]) -> bool:
-    """Whether a tensor that is asked for on the meta device holds whole numbers, few enough to have them."""
+    """Whether a tensor that is asked for on the meta device holds whole numbers, and no more than can be had: as many
+    as there are already, or few."""
     dtype = kwargs.get("dtype")
     if dtype is None and given:
         dtype = given[0].dtype
     if dtype is None and func._overloadpacket is aten.arange:
         dtype = torch.int64 if all(isinstance(number, int) for number in args) else torch.float32
-    size = given[0].numel() if given else prod(args[0]) if args and isinstance(args[0], (list, tuple)) else 0
+    size = prod(args[0]) if not given and args and isinstance(args[0], (list, tuple)) else 0
     return _is_whole(dtype) and size <= LARGEST
 
 

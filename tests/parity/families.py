@@ -221,7 +221,7 @@ FAMILIES: dict[str, Family] = {
         },
         onevision,
         {"image_grid_pinpoints": [[32 * row, 32 * column] for row in range(1, 5) for column in range(1, 5)]},
-        images=((48, 40), (30, 61), (150, 118)),
+        images=((150, 118), (30, 61), (48, 40)),  # one image alone is tiled, and this one is shrunk to the most
     ),
     "vipllava": Family(
         {
