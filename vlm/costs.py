@@ -114,7 +114,8 @@ def stage_costs(
 def _measured(
     whole: nn.ModuleList, blocks: list[nn.Module], batch: Batch, precision: str
 ) -> tuple[Flops, dict[str, int]]:
-    model, objective = whole
+    model: Any = whole[0]
+    objective = whole[1]
     _know_grids(model, batch)
     gradients = [parameter.grad for parameter in whole.parameters() if parameter.grad is not None]
     meter = Meter(blocks=blocks, persistent=[*whole.parameters(), *whole.buffers(), *gradients])

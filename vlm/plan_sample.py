@@ -97,7 +97,7 @@ def choose_samples(
         ConfigError: so much text does not fit even without an image.
     """
     alone = _sample(model, "", None, images=0, text=text)
-    if alone is None:
+    if alone is None and text is not None:
         room = model.processor.max_length - _length(model, [])
         raise ConfigError(Problem("text", f"`{text}`; the LLM's context leaves room for {room} tokens"))
     if not images:
@@ -108,7 +108,7 @@ def choose_samples(
         largest = _sample(model, names[last], counts[names[last]], images=images, text=text)
         if largest is not None:
             name = names[min(middle, last)]
-            return _sample(model, name, counts[name], images=images, text=text), largest
+            return _sample(model, name, counts[name], images=images, text=text) or largest, largest
     return None, None
 
 

@@ -125,6 +125,7 @@ def _memory(plan: Plan) -> "Table":
         "",
         [
             ("precision", lambda cost: cost.precision),
+            ("weights in", lambda cost: ", ".join(cost.dtypes)),
             ("samples at a time", lambda cost: f"{cost.micro_batch:,}"),
             ("weights", lambda cost: size(cost.memory.weights)),
             ("gradients", lambda cost: size(cost.memory.gradients)),

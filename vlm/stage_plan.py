@@ -1,5 +1,6 @@
 """What one stage of a recipe costs."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,7 @@ from vlm.memory import STRATEGIES, Memory
 from vlm.model import VLM
 from vlm.parts import learning_rates, matches
 from vlm.plan_sample import PlanSample
+from vlm.precision import WHOLE
 from vlm.recipe import PartSpec, StageSpec
 from vlm.sample import Batch
 from vlm.schema import construct
@@ -27,6 +29,8 @@ class StageCost:
     """Of one stage on so many devices."""
 
     precision: str
+    dtypes: list[str]
+    """Of the weights, the most numerous first."""
     micro_batch: int
     """Samples of one forward pass on one device."""
     batch: int
@@ -85,14 +89,15 @@ class StagePlanner:
         if self.middle != self.largest:
             flops, _ = self._run(stage, self.middle, 1, notes)
         return StageCost(
-            _precision(stage),
-            micro,
-            stage.batch_size,
-            stage.steps,
-            flops,
-            memory,
-            self.devices,
-            list(dict.fromkeys(notes)),
+            precision=_precision(stage),
+            dtypes=_dtypes(self.model, _precision(stage)),
+            micro_batch=micro,
+            batch=stage.batch_size,
+            steps=stage.steps,
+            flops=flops,
+            memory=memory,
+            devices=self.devices,
+            notes=list(dict.fromkeys(notes)),
         )
 
     def _run(self, stage: StageSpec, sample: PlanSample, size: int, notes: list[str]) -> tuple[Flops, Memory]:
@@ -125,6 +130,13 @@ def _means_something(key: str, names: list[str]) -> bool:
 
 def _precision(stage: StageSpec) -> str:
     return ON_GPU if stage.precision == "auto" else stage.precision
+
+
+def _dtypes(model: VLM, precision: str) -> list[str]:
+    counts: Counter[str] = Counter()
+    for parameter in model.parameters():
+        counts[str(WHOLE.get(precision, parameter.dtype)).removeprefix("torch.")] += parameter.numel()
+    return [dtype for dtype, _ in counts.most_common()]
 
 
 def _targets(stage: StageSpec, size: int) -> dict[str, torch.Tensor]:

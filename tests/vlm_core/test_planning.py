@@ -211,6 +211,10 @@ def test_precision_decides_dtypes() -> None:
     assert full.optimiser == 2 * low.optimiser
     assert low.activations < mixed.activations < full.activations
     assert mixed.copies == mixed.trained_copies > full.copies == 0
+    llm = {"tokenizer": "bytes", "config": LLAMA, "dtype": "bfloat16"}
+    for precision, dtypes in (("auto", ["bfloat16", "float32"]), ("bf16-true", ["bfloat16"])):
+        found = plan({**toy_recipe(llm=llm), "stages": [{**STAGE, "precision": precision}]})
+        assert found.training["align"].dtypes == dtypes
 
 
 def test_the_demo_is_planned_with_its_own_objective() -> None:

@@ -132,6 +132,7 @@ def test_flops_grow_with_the_batch_as_they_should() -> None:
     assert [3 * flops for flops in planned(one, "llm")] == list(planned(three, "llm"))
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
 def test_checkpointing_runs_the_working_blocks_again() -> None:
     shadow, real = pair("llama")
     for trained in (["connector"], ["llm"]):

@@ -122,7 +122,6 @@ SAM = {
 }
 ENCODERS: dict[str, Any] = {
     "siglip": {"name": "siglip", "config": SIGLIP},
-    "clip": {"name": "clip", "config": SIGLIP},
     "sam": {"name": "sam", "config": SAM},
     "convnext": {"name": "timm", "model": "convnext_atto", "config": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}},
     "vit": {
@@ -134,7 +133,6 @@ ENCODERS: dict[str, Any] = {
         },
     },
 }
-MOE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LLMS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "qwen2": {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True},
