@@ -53,11 +53,11 @@ def forward_costs(model: VLM, batch: Batch) -> tuple[dict[str, int], int]:
     return flops, sum(tensor.numel() * tensor.element_size() for tensor in _reached(kept, {}))
 
 
-def _know_grids(model: VLM, batch: Batch) -> None:
+def _know_grids(model: Any, batch: Batch) -> None:
     """An encoder may find its grid at a new size by a run without data, once: that is no part of the model's work."""
     for group in batch.groups:
         for encoder, pixels in zip(model.encoders, group.pixels, strict=True):
-            encoder.grid((pixels.shape[-2], pixels.shape[-1]))  # type: ignore[operator]
+            encoder.grid((pixels.shape[-2], pixels.shape[-1]))
 
 
 def _parts(model: VLM) -> Iterator[tuple[str, nn.Module]]:
