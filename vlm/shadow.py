@@ -17,8 +17,8 @@ from vlm.storages import tensors
 
 META = torch.device("meta")
 LARGEST = 2**22
-"""Elements of a real tensor that is made larger than what it is made of, as an attention mask is; beyond, only its
-shape is kept."""
+"""Elements of a tensor that is real though larger than all that it could be made of, as an attention mask is; beyond,
+only its shape is kept."""
 CHOICES = 2**17
 """The same for the experts chosen by a router, which are many at each layer."""
 
@@ -55,6 +55,7 @@ class Shadow(TorchDispatchMode):
         super().__init__()
         self._seen = seen
         self._results = Results()
+        self._largest = LARGEST
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,13 +66,16 @@ class Shadow(TorchDispatchMode):
     def _run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given = list(tensors((args, kwargs)))
         unknown = [tensor.is_meta for tensor in given]
-        if func in _FILLED and unknown[0] and _is_filled_with_known(args, kwargs):
+        if func in _FILLED and unknown[0] and _is_whole(kwargs.get("dtype")) and _filled(args) <= self._largest:
+            # known, even where what it is like is not
             return func(torch.empty((), dtype=args[0].dtype).expand(args[0].shape), *args[1:], **_on_cpu(kwargs))
         if any(unknown):
             return self._on_shapes(func, args, kwargs, mixed=not all(unknown))
+        self._largest = max(self._largest, *(tensor.numel() for tensor in given), 0)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]) == META:
-            return func(*args, **(_on_cpu(kwargs) if _is_known(func, args, kwargs, given) else kwargs))
-        if len(given) > 1 and _spreads(given):
+            known = _is_whole(_dtype(func, args, kwargs, given)) and _made(args, given) <= self._largest
+            return func(*args, **(_on_cpu(kwargs) if known else kwargs))
+        if len(given) > 1 and _broadcast(given) > self._largest:
             return func(*_moved(args), **_moved(kwargs))
         try:
             return func(*args, **kwargs)
@@ -100,10 +104,9 @@ class KnownNumbers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _is_filled_with_known(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether `zeros_like` and the like make whole numbers: they are known even where what they are like is not."""
-    shape = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else args[0].shape
-    return _is_whole(kwargs.get("dtype")) and prod(shape) <= LARGEST
+def _filled(args: Sequence[Any]) -> int:
+    """Elements of what `zeros_like` or `new_zeros` makes."""
+    return prod(args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else args[0].shape)
 
 
 def _moved(node: Any) -> Any:
@@ -131,16 +134,21 @@ def _numbers(index: Tensor | None) -> Iterable[Tensor | None]:
     return index.nonzero().unbind(1)
 
 
-def _is_known(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]) -> bool:
-    """Whether a tensor that is asked for on the meta device holds whole numbers, and no more than can be had: as many
-    as there are already, or few."""
-    dtype = kwargs.get("dtype")
-    if dtype is None and given:
-        dtype = given[0].dtype
-    if dtype is None and func._overloadpacket is aten.arange:
-        dtype = torch.int64 if all(isinstance(number, int) for number in args) else torch.float32
-    size = prod(args[0]) if not given and args and isinstance(args[0], (list, tuple)) else 0
-    return _is_whole(dtype) and size <= LARGEST
+def _dtype(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]) -> torch.dtype | None:
+    """Of a tensor that is made or moved; None where torch's default decides."""
+    if kwargs.get("dtype") is not None:
+        return kwargs["dtype"]  # type: ignore[no-any-return]
+    if given:
+        return given[0].dtype
+    whole = func._overloadpacket is aten.arange and all(isinstance(number, int) for number in args)
+    return torch.int64 if whole else None
+
+
+def _made(args: Sequence[Any], given: Sequence[Tensor]) -> int:
+    """Elements of a tensor that is made or moved; a range's do not matter."""
+    if given:
+        return given[0].numel()
+    return prod(args[0]) if args and isinstance(args[0], (list, tuple)) else 0
 
 
 def _is_whole(dtype: torch.dtype | None) -> bool:
@@ -151,13 +159,12 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kwargs, "device": torch.device("cpu")}
 
 
-def _spreads(given: Sequence[Tensor]) -> bool:
-    """Whether an elementwise operation makes something larger than what it is given, and too large."""
+def _broadcast(given: Sequence[Tensor]) -> int:
+    """Elements of what an elementwise operation makes."""
     try:
-        result = prod(torch.broadcast_shapes(*(tensor.shape for tensor in given)))
-    except RuntimeError:  # no elementwise operation
-        return False
-    return bool(result > max(LARGEST, *(tensor.numel() for tensor in given)))
+        return int(prod(torch.broadcast_shapes(*(tensor.shape for tensor in given))))
+    except RuntimeError:  # another kind of operation
+        return 0
 
 
 def _with_even_choice(func: Any, result: Any, args: Sequence[Any]) -> Any:

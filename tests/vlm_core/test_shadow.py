@@ -21,7 +21,7 @@ def meter() -> Iterator[Meter]:
         yield found
 
 
-def same(found: Tensor, values: list[Any]) -> None:
+def same(found: Tensor, values: Any) -> None:
     assert not found.is_meta
     assert found.tolist() == values
 
@@ -63,6 +63,15 @@ def test_a_large_mask_has_a_shape_only() -> None:
     places = torch.arange(2 * side)
     large = places[:, None] >= places[None]
     assert (large.shape, large.is_meta) == ((2 * side, 2 * side), True)
+
+
+@pytest.mark.usefixtures("meter")
+def test_a_large_batch_is_known_all_the_same() -> None:
+    owner = torch.zeros(LARGEST + 1, dtype=torch.int8)
+    assert torch.ones(LARGEST + 1, dtype=torch.bool, device=META).is_meta
+    same((owner > 0).nonzero(), [])
+    same(torch.zeros(LARGEST + 1, dtype=torch.int8, device=META)[owner == 0].sum(), 0)
+    assert torch.ones(LARGEST + 2, dtype=torch.bool, device=META).is_meta
 
 
 @pytest.mark.usefixtures("meter")
