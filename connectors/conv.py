@@ -37,8 +37,10 @@ class Conv(Connector):
         self.kernel, self.stride = kernel, stride
         self.padding = kernel // 2 if padding is None else padding
         problems = positive(kernel=kernel, stride=stride)
-        if self.padding < 0:
-            problems.append(Problem("padding", f"`{padding}`; allowed: 0 or more"))
+        if not 0 <= self.padding <= kernel:
+            problems.append(Problem("padding", f"`{padding}`; allowed: 0 to the kernel's {kernel}"))
+        if max(kernel, stride) > 1024:
+            problems.append(Problem("kernel", f"`{kernel}` with stride {stride}; allowed: 1 to 1024 each"))
         if depthwise and out_width % in_width:
             problems.append(Problem("depthwise", f"needs an output width that {in_width} divides; it is {out_width}"))
         if residual and (stride, 2 * self.padding + 1, out_width) != (1, kernel, in_width):

@@ -20,9 +20,15 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def as_size(value: int | Sequence[int]) -> Size:
-    """`384` and `[384, 384]` are both (384, 384)."""
+    """`384` and `[384, 384]` are both (384, 384).
+
+    Raises:
+        ConfigError: a list of another length.
+    """
     if isinstance(value, int):
         return value, value
+    if len(value) != 2:
+        raise ConfigError(Problem("size", f"`{list(value)}`; allowed: pixels, or [height, width]"))
     height, width = value
     return int(height), int(width)
 

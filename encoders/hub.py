@@ -59,7 +59,9 @@ def vision_config(weights: str | None, config: dict[str, Any] | None, model_type
         kind = type(part).__name__
         raise ConfigError(Problem(place, f"this release of transformers has no `model_type` for a {kind} alone"))
     sizes = {name: vars(part).get(name) for name in ("hidden_size", "num_attention_heads", "patch_size")}
-    numbers = {name: min(value) if isinstance(value, (list, tuple)) else value for name, value in sizes.items()}
+    numbers = {
+        name: min(value, default=0) if isinstance(value, (list, tuple)) else value for name, value in sizes.items()
+    }
     if problems := positive(**{name: number for name, number in numbers.items() if isinstance(number, int)}):
         raise ConfigError(problems).under(place)  # transformers divides by them unchecked
     return part, part is not found

@@ -14,7 +14,7 @@ from vlm.encoder import Encoder
 from vlm.errors import ConfigError, Problem
 from vlm.features import Features, Grid
 from vlm.views import Size
-from vlm.weights import is_planning
+from vlm.weights import field_names, is_planning
 
 from .anatomy import Anatomy, Dims, anatomy, channels_last, hidden_states, without_data
 from .common import as_size, lattice, layer_indices, saved_spec, select, whole_patches
@@ -98,7 +98,8 @@ class Tower(Encoder):
 
     def resolved(self) -> dict[str, Any]:
         config = saved_config(self._config, self.model)
-        off = {name: value for name, value in self._family.headless.items() if name in config}
+        known = field_names(type(self._config))
+        off = {name: value for name, value in self._family.headless.items() if name in known}
         taken_off = bool(self._anatomy.heads) and not self.head
         return {
             "config": config | off if taken_off else config,

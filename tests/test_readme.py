@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import CONFIG_MAPPING
 from typer.testing import CliRunner
 
 from vlm.cli import app
@@ -110,6 +111,7 @@ def test_example_connector_of_the_docs_works(tmp_path: Path, monkeypatch: pytest
     assert model.processor.tokens(32, 32) == 1
 
 
+@pytest.mark.skipif("got_ocr2_vision" not in CONFIG_MAPPING, reason="an older transformers has no such tower by name")
 def test_architecture_of_the_docs_is_the_shipped_one_and_its_comparison_holds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -36,6 +36,7 @@ def forward_costs(model: VLM, batch: Batch) -> tuple[dict[str, int], int]:
     LLM's cache and the route hold them.
     """
     model.eval()
+    _know_grids(model, batch)
     given: dict[str, Any] = {}
     handle = model.llm.register_forward_pre_hook(lambda _, __, kwargs: given.update(kwargs), with_kwargs=True)
     meter = Meter(parts=_parts(model))
@@ -50,6 +51,13 @@ def forward_costs(model: VLM, batch: Batch) -> tuple[dict[str, int], int]:
     passing = {"inputs_embeds", "attention_mask", "position_ids", "logits"}
     kept = [value for key, value in [*given.items(), *result.items()] if key not in passing]
     return flops, sum(tensor.numel() * tensor.element_size() for tensor in _reached(kept, {}))
+
+
+def _know_grids(model: Any, batch: Batch) -> None:
+    """An encoder may find its grid at a new size by a run without data, once: that is no part of the model's work."""
+    for group in batch.groups:
+        for encoder, pixels in zip(model.encoders, group.pixels, strict=True):
+            encoder.grid((pixels.shape[-2], pixels.shape[-1]))
 
 
 def _parts(model: VLM) -> Iterator[tuple[str, nn.Module]]:
@@ -106,7 +114,9 @@ def stage_costs(
 def _measured(
     whole: nn.ModuleList, blocks: list[nn.Module], batch: Batch, precision: str
 ) -> tuple[Flops, dict[str, int]]:
-    model, objective = whole
+    model: Any = whole[0]
+    objective = whole[1]
+    _know_grids(model, batch)
     gradients = [parameter.grad for parameter in whole.parameters() if parameter.grad is not None]
     meter = Meter(blocks=blocks, persistent=[*whole.parameters(), *whole.buffers(), *gradients])
     storages = meter.storages

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlm.attention import Implementation, set_attention
+from vlm.errors import ConfigError, Problem
 from vlm.features import Features, Grid, Shape
 from vlm.views import ImageSpec, Size
 
@@ -47,6 +48,8 @@ class Encoder(nn.Module, ABC):
         Raises:
             ConfigError: it cannot take the size.
         """
+        if min(size) < 1:
+            raise ConfigError(Problem("size", f"`{list(size)}`; allowed: 1 x 1 or larger"))
         self.grid(size)
         self.image = replace(self.image, size=size)
 

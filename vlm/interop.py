@@ -83,6 +83,10 @@ def import_folder(folder: str, out: str | Path) -> Path:
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+    if not Path(folder).is_dir() and (
+        Path(folder).is_absolute() or folder.startswith((".", "~")) or folder.count("/") > 1
+    ):
+        raise ConfigError(f"`{folder}`: there is no such folder")
     loader: Any = AutoModelForImageTextToText
     try:
         # no code of the folder runs, nothing is unpickled
@@ -107,6 +111,8 @@ def export_folder(model: VLM, out: str | Path, *, architecture: str | None = Non
     Raises:
         ConfigError, KeysError: see `to_transformers`.
     """
+    if Path(out).is_dir() and any(Path(out).iterdir()):
+        raise ConfigError(f"{out} is not empty: nothing is written over; give another folder")
     _, facts = _architecture(model, architecture)
     other = to_transformers(model, architecture=architecture)
     out = Path(out)

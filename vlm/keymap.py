@@ -17,15 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from vlm import registry
 from vlm.errors import ConfigError, Problem, unknown
 from vlm.recipe import read_yaml
 from vlm.schema import completed as defaulted
+from vlm.schema import validate
 from vlm.template import fill, get, is_there, match, put
 
 Place = tuple[str, int, int]
@@ -123,21 +125,55 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def _as_list(node: Any) -> Any:
+    return node if isinstance(node, list) else [node]
+
+
+def _as_parts(node: Any) -> Any:
+    return [{"name": item} if isinstance(item, str) else item for item in _as_list(node)]
+
+
+_Parts = Annotated[list[dict[str, Any]], BeforeValidator(_as_parts), Field(min_length=1)]
+
+
+class _Model(BaseModel):
+    """What is looked into before the recipe is made; the rest is checked as a recipe, once its holes are filled."""
+
+    model_config = ConfigDict(extra="allow")
+
+    encoders: _Parts
+    connector: _Parts
+    llm: dict[str, Any]
+
+
+class _File(BaseModel):
+    """What a key map's file holds."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    description: str | None = None
+    when: Annotated[list[dict[str, Any]], BeforeValidator(_as_list), Field(min_length=1)]
+    placeholder: str
+    model: _Model
+    keys: dict[str, Annotated[list[str], BeforeValidator(_as_list)]]
+    implied: dict[str, Any] = {}
+    extra: list[str] = []
+
+
 def load_keymap(name: str) -> KeyMap:
     """A key map by its name or its path.
 
     Raises:
-        ConfigError: there is none, or a key of it is not known.
+        ConfigError: there is none, or a key of it is not known, is missing or holds something else than it should.
     """
     path = shipped().get(name, Path(name))
     if not path.is_file():
         raise ConfigError(unknown("key map", name, shipped()) + ", or the path of a YAML file")
     data = read_yaml(path)
-    known = ("description", "when", "model", "keys", "placeholder", "implied", "extra")
-    problems = [Problem(key, unknown("key", key, known)) for key in data if key not in known]
-    problems += [Problem(key, "is missing") for key in ("when", "model", "keys", "placeholder") if key not in data]
-    if problems:
-        raise ConfigError(problems, source=str(path))
+    try:
+        validate(_File, data)
+    except ConfigError as error:
+        raise ConfigError(error.problems, source=str(path)) from error
     when = data["when"] if isinstance(data["when"], list) else [data["when"]]
     rest = {"implied": data.get("implied", {}), "when": when, "extra": tuple(data.get("extra", ()))}
     return KeyMap(path.stem, listed(data["model"]), data["keys"], data["placeholder"], **rest)

@@ -59,9 +59,13 @@ def _images(plan: Plan) -> list[Any]:
     table = _table("visual tokens", "image", [*columns, *(f"tokens in {stage}" for stage in plan.earlier)])
     for name, image in plan.images.items():
         earlier = (f"{counts[name]:,}" if name in counts else "refused" for counts in plan.earlier.values())
-        row = (str(image.views), f"{image.tokens:,}", f"{image.positions:,}", size(plan.cache_of(image)), *earlier)
+        row = (str(image.views), f"{image.tokens:,}", f"{image.positions:,}", _held(plan.cache_of(image)), *earlier)
         table.add_row(name, *row)
     return [table]
+
+
+def _held(memory: float | None) -> str:
+    return "not counted" if memory is None else size(round(memory))
 
 
 def _histogram(plan: Plan) -> list[Any]:
@@ -76,7 +80,7 @@ def _histogram(plan: Plan) -> list[Any]:
         label = f"{first:,}" if first == last else f"{first:,} to {last:,}"
         table.add_row(label, f"{count:,}", "█" * round(BAR * count / most) or "▏" * bool(count))
     facts = f"least {tokens[0]:,}, median {median(tokens):,.0f}, most {tokens[-1]:,}"
-    return [table, Text(f"{facts}; KV cache: {size(round(plan.cache))} a token")]
+    return [table, Text(f"{facts}; KV cache: {_held(plan.cache)} a token")]
 
 
 def histogram(values: list[int], bars: int = LISTED) -> list[tuple[int, int, int]]:

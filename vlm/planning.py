@@ -40,8 +40,8 @@ class Plan:
     """What memory is counted of: a micro batch with the largest image that fits into the LLM's context."""
     forward: dict[str, int] = field(default_factory=dict)
     """FLOPs of a forward pass of `sample` with all logits, by part."""
-    cache: float = 0.0
-    """Bytes that a visual token takes in the LLM's cache (and the route's own)."""
+    cache: float | None = None
+    """Bytes that a visual token takes in the LLM's cache (and the route's own); None where no sample tells."""
     training: dict[str, StageCost] = field(default_factory=dict)
     """By stage."""
     earlier: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class Plan:
         """Positions that each image takes in the LLM's sequence."""
         return {name: image.positions for name, image in self.images.items()}
 
-    def cache_of(self, image: ImageCount) -> int:
-        """Bytes that an image takes in the LLM's cache."""
-        return round(self.cache * image.tokens)
+    def cache_of(self, image: ImageCount) -> int | None:
+        """Bytes that an image takes in the LLM's cache; None where no sample tells."""
+        return None if self.cache is None else round(self.cache * image.tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for programs; bytes and FLOPs as whole numbers."""

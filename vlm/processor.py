@@ -13,13 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from vlm.chat import ChatFormat
 from vlm.connector import Chain
 from vlm.encoder import Encoder
-from vlm.errors import ConfigError
 from vlm.features import Shape
 from vlm.images import ImageLike, open_image
 from vlm.layout import Layout, Piece
 from vlm.packer import ImagePlan
 from vlm.sample import IMAGE_MARK, Batch, Sample, ViewGroup
-from vlm.views import Views, render
+from vlm.views import Size, View, Views, render
 
 
 class SampleError(ValueError):
@@ -92,14 +91,25 @@ class Processor:
         """The views of an image of that size in pixels, in a sample of so many `images`.
 
         Raises:
-            ConfigError: the view policy refuses the size, or plans other views for one encoder than for another.
+            ConfigError: the view policy refuses the size.
         """
         policy = self.views.among(images)
-        views = tuple(tuple(policy.plan((height, width), encoder.image.size)) for encoder in self._encoders)
-        if len({len(own) for own in views}) != 1:
-            counts = [len(own) for own in views]
-            raise ConfigError(f"encoders of different sizes get {counts} views of one image; they must agree")
+        sizes = [encoder.image.size for encoder in self._encoders]
+        first = tuple(policy.plan((height, width), sizes[0]))
+        views = tuple(
+            first if size == sizes[0] else self._others(policy, (height, width), size, first) for size in sizes
+        )
         return ImagePlan((height, width), views)
+
+    @staticmethod
+    def _others(policy: Views, image: Size, size: Size, first: tuple[View, ...]) -> tuple[View, ...]:
+        """The views of an encoder of another size than the first one's. Tiles are the first one's, at its own size:
+        planned anew they could be of another grid.
+        """
+        if any(view.cell is not None for view in first):
+            return tuple(view.on(size) for view in first)
+        own = tuple(policy.plan(image, size))
+        return own if len(own) == len(first) else tuple(view.on(size) for view in first)
 
     def shapes(self, image: ImagePlan) -> list[Shape]:
         """The shape of each view's tokens in the LLM."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import vlm
+from vlm.errors import ConfigError
 
 CONFIG, WEIGHTS, CARRIED, TOKENIZER = "config.json", "model.safetensors", "carried.safetensors", "tokenizer"
 
@@ -51,10 +52,15 @@ def save(
         spec: the resolved model part of its recipe.
         tokenizers: by the name of the folder that each gets; the LLM's is `TOKENIZER`, with its chat template.
         origin: of an imported model.
+
+    Raises:
+        ConfigError: the folder holds something else than a model.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} holds other files than a saved model: nothing is replaced; give another folder")
     fresh = folder.with_name(folder.name + ".writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -3,7 +3,8 @@
 A hole is a text `$path = default`: the value at the dotted `path`, or the default (YAML) where the config has no such
 field; without a default the field must be there. `$path|change` brings the value to the kit's form by a named change,
 `$path|change(other.path)` by one that looks at another field, `$path|{theirs: ours, ...}` by a table. In a mapping the
-key `$` names a hole that gives the whole mapping; the other keys stand above it.
+key `$` names a hole that gives the whole mapping; the other keys stand above it. `$new_name/old_name` reads whichever
+of the two is there, and writes both.
 """
 
 import re
@@ -16,7 +17,7 @@ from PIL import Image
 from vlm.errors import ConfigError, Problem, join
 
 _HOLE = re.compile(
-    r"^\$(?P<path>[\w.]+)(?:\|(?:(?P<change>\w+)(?:\((?P<other>[\w.]+)\))?|(?P<table>\{.*?\})))?(?:\s*=\s*(?P<default>.+))?$"
+    r"^\$(?P<path>[\w./]+)(?:\|(?:(?P<change>\w+)(?:\((?P<other>[\w.]+)\))?|(?P<table>\{.*?\})))?(?:\s*=\s*(?P<default>.+))?$"
 )
 _MISSING, _UNKNOWN = object(), object()
 
@@ -36,7 +37,7 @@ def fill(template: Any, facts: Mapping[str, Any], *, lacking: Any = None) -> Any
     hole = _hole(template)
     if hole is None:
         return template
-    value = get(facts, hole["path"])
+    value = next((value for path in _paths(hole) if (value := get(facts, path)) is not _MISSING), _MISSING)
     if value is _MISSING:
         if hole["default"] is None and lacking is not None:
             return lacking
@@ -60,6 +61,10 @@ def _forth(hole: Mapping[str, Any], value: Any, facts: Mapping[str, Any]) -> Any
     return CHANGES[hole["change"]][0](value, _other(hole, facts)) if hole["change"] else value
 
 
+def _paths(hole: Mapping[str, Any]) -> list[str]:
+    return str(hole["path"]).split("/")
+
+
 def _other(hole: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
     return get(facts, hole["other"]) if hole["other"] else None
 
@@ -77,7 +82,8 @@ def match(template: Any, found: Any, *, what: str) -> tuple[dict[str, Any], list
     for wholes in (True, False):  # a whole mapping before its fields
         for hole, value in holes:
             if isinstance(value, dict) == wholes and not _one_way(hole):
-                put(facts, hole["path"], _back(hole, value, facts))
+                for path in _paths(hole):
+                    put(facts, path, _back(hole, value, facts))
     filled = fill(template, facts, lacking=_UNKNOWN)
     return facts, list(_differences(filled, found, "", what))
 

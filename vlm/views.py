@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +60,25 @@ class View:
     Tiles that overlap (Molmo) see more than they are used for."""
     of: "View | None" = None
     """The view that this one is made from; None is the image itself. Two resamplings in a row are not one."""
+
+    def on(self, size: Size) -> "View":
+        """The same part of the image on a canvas of another size."""
+        factors = size[0] / self.size[0], size[1] / self.size[1]
+
+        def scaled(lengths: Sequence[int], least: int = 0) -> list[int]:
+            found = [round(length * factors[number % 2]) for number, length in enumerate(lengths)]
+            return [max(least, one) for one in found] if least else found
+
+        height, width = scaled(self.resize, 1)
+        top, left = scaled(self.offset)
+        return replace(
+            self,
+            resize=(height, width),
+            size=size,
+            offset=(top, left),
+            keep=None if self.keep is None else tuple(scaled(self.keep)),  # type: ignore[arg-type]
+            of=None if self.of is None else self.of.on((scaled(self.of.size, 1)[0], scaled(self.of.size, 1)[1])),
+        )
 
     @property
     def valid(self) -> tuple[int, int, int, int]:

@@ -78,7 +78,7 @@ def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(Problem("config.model_type", unknown("model type", model_type, CONFIG_MAPPING.keys())))
     config_class = CONFIG_MAPPING[model_type]
-    known = _field_names(config_class)
+    known = field_names(config_class)
     problems = [
         Problem(f"config.{name}", unknown(f"field of {config_class.__name__}", name, known))
         for name in config
@@ -92,11 +92,23 @@ def _config_from_fields(config: dict[str, Any], model_type: str | None) -> Any:
         raise ConfigError(Problem("config", f"{config_class.__name__} refuses it: {_short(error)}")) from error
 
 
-def _field_names(config_class: type) -> set[str]:
-    """Every keyword that the config knows: its dataclass fields and its aliases."""
+UNDECLARED = {"siglip_vision_model": {"vision_use_head"}}
+"""Fields that the library reads although older releases (5.17) do not declare them, by model type."""
+
+
+def field_names(config_class: type) -> set[str]:
+    """Every keyword that the config knows: its dataclass fields, its aliases, and what it reads undeclared."""
     names = {item.name for item in fields(config_class)} if is_dataclass(config_class) else set()
     aliases: dict[str, str] = config_class.attribute_map  # type: ignore[attr-defined]
-    return names | set(aliases) | set(aliases.values()) | {"architectures", "dtype", "transformers_version"}
+    return (
+        names
+        | set(aliases)
+        | set(aliases.values())
+        | {"architectures", "dtype", "transformers_version"}
+        | (
+            UNDECLARED.get(config_class.model_type, set())  # type: ignore[attr-defined]
+        )
+    )
 
 
 def transformers_model(
@@ -206,5 +218,5 @@ def config_fields(config: Any) -> dict[str, Any]:
     Attributes that the config computes itself (DINOv2's `stage_names`, SAM's `scale`) are no fields and left out.
     """
     fields_: dict[str, Any] = config.to_dict()
-    known = _field_names(type(config)) - {"transformers_version", "architectures", "id2label", "label2id"}
+    known = field_names(type(config)) - {"transformers_version", "architectures", "id2label", "label2id"}
     return {"model_type": config.model_type, **{k: v for k, v in fields_.items() if k in known}}

@@ -168,7 +168,7 @@ MISFITS: list[tuple[Op, Grid, str, list[str]]] = [
     ({"name": "pool", "factor": 2, "grid": [2, 2]}, (4, 4), "", ["one of `factor` and `grid`"]),
     ({"name": "resize", "grid": [0, 2]}, (4, 4), "grid.0", ["`0`", "1 or more"]),
     ({"name": "conv", "kernel": 7, "padding": 0}, (4, 8), "kernel", ["`7`", "4 x 8"]),
-    ({"name": "conv", "padding": -1}, (4, 4), "padding", ["`-1`", "0 or more"]),
+    ({"name": "conv", "padding": -1}, (4, 4), "padding", ["`-1`", "0 to the kernel"]),
     ({"name": "conv", "depthwise": True}, (4, 4), "depthwise", ["8", "12"]),
     ({"name": "conv", "residual": True, "stride": 2}, (4, 4), "residual", ["stride 1"]),
     ({"name": "abstractor", "grid": [5, 5]}, (4, 6), "grid", ["[5, 5]", "4 x 6"]),

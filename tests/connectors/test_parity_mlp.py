@@ -70,6 +70,7 @@ def llava(act: str, bias: bool) -> Any:
 def vipllava() -> Any:
     config = Fields(
         vision_feature_layer=[-2, -5],
+        vision_feature_layers=[-2, -5],  # its name in older releases
         vision_config=Fields(hidden_size=W // 2),
         text_config=TEXT,
         projector_layernorm_eps=1e-3,

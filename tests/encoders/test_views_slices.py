@@ -1,6 +1,7 @@
 """MiniCPM-V's slices and Molmo's overlapping crops."""
 
 import math
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ class TestSlicesLikeMiniCpmV46:
     @pytest.mark.parametrize(("mode", "multiple"), [("16x", 56), ("4x", 28)])
     def test_geometry_at_real_sizes(self, mode, multiple):
         reference = minicpm.MiniCPMV4_6ImageProcessorPil()
+        if "downsample_mode" not in signature(reference.find_best_resize).parameters:
+            pytest.skip("this release of transformers has one mode only")
         for size in sweep(448, 9000):
             views = Slices(multiple=multiple).plan(size, (448, 448))
             grid = reference.get_sliced_grid(size, 9, 448)
@@ -124,7 +127,7 @@ class TestSlices:
 
     @pytest.mark.parametrize("options", [{"max_slices": 0}, {"multiple": 0}])
     def test_options_that_cannot_be(self, options):
-        with pytest.raises(ConfigError, match="allowed: 1 or more"):
+        with pytest.raises(ConfigError, match=r"allowed: 1 (or more|to 1000)"):
             Slices(**options)
 
 

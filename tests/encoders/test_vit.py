@@ -232,3 +232,9 @@ def test_own_size_may_leave_pixels_over_and_no_other(family, perturb, pixels, sa
         same(encoder(pixels(37)).tokens, final(out.hidden_states[-1])[:, PREFIX[family] :])
     with pytest.raises(ConfigError, match="height 38 is not a multiple of the encoder's step of 8"):
         encoder.grid((38, 38))
+
+
+@pytest.mark.parametrize(("field", "value"), [("image_size", []), ("image_size", [32]), ("patch_size", [])])
+def test_a_config_whose_list_is_too_short(field, value):
+    with pytest.raises(ConfigError, match=r"allowed: "):
+        Siglip(config=TINY | {"intermediate_size": 48, field: value})

@@ -221,7 +221,7 @@ FAMILIES: dict[str, Family] = {
         },
         onevision,
         {"image_grid_pinpoints": [[32 * row, 32 * column] for row in range(1, 5) for column in range(1, 5)]},
-        images=((48, 40), (30, 61), (150, 118)),
+        images=((150, 118), (30, 61), (48, 40)),  # one image alone is tiled, and this one is shrunk to the most
     ),
     "vipllava": Family(
         {
@@ -229,6 +229,7 @@ FAMILIES: dict[str, Family] = {
             "vision_config": CLIP,
             "text_config": TEXT,
             "vision_feature_layer": [-2, -3, 1],
+            "vision_feature_layers": [-2, -3, 1],  # its name in older releases
             "image_token_index": IMAGE,
         },
         flat,
@@ -281,7 +282,7 @@ FAMILIES: dict[str, Family] = {
             "model_type": "deepseek_vl",
             "vision_config": {**SIGLIP, "model_type": "siglip_vision_model"},
             "text_config": TEXT,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": True,
             "image_token_id": IMAGE,
         },
         flat,
@@ -314,7 +315,7 @@ FAMILIES: dict[str, Family] = {
                 "num_res_blocks": 1,
                 "projection_dim": 32,
             },
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": True,
             "image_token_id": IMAGE,
         },
         flat,
@@ -324,6 +325,7 @@ FAMILIES: dict[str, Family] = {
         {
             "model_type": "fuyu",
             "text_config": text("persimmon", num_key_value_heads=None),
+            "hidden_size": 32,  # older releases ask here
             "patch_size": 10,
             "image_token_id": IMAGE,
         },

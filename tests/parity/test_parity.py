@@ -1,11 +1,14 @@
 """The kit against transformers, for every architecture that it imports: logits, generation, and the way back."""
 
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers import CONFIG_MAPPING, FuyuForCausalLM
 
 import vlm
 from tests.conftest import picture
@@ -35,7 +38,20 @@ def inputs(name: str, other: Any, batch: Batch) -> dict[str, Any]:
     return {"input_ids": family.ids(batch), "attention_mask": batch.attention_mask, **family.inputs(other, batch)}
 
 
-@pytest.mark.parametrize(("name", "attention"), [(name, how) for name in FAMILIES for how in FAMILIES[name].attentions])
+def _known(name: str) -> list[pytest.MarkDecorator]:
+    """Older releases of transformers (5.17) know some towers only inside their VLM, and give Fuyu other patches."""
+    tower = FAMILIES[name].config.get("vision_config", {}).get("model_type", "siglip_vision_model")
+    other = name == "fuyu" and "pixel_values" not in signature(FuyuForCausalLM.forward).parameters
+    if tower in CONFIG_MAPPING and not other:
+        return []
+    return [pytest.mark.skip(reason=f"not so in transformers {transformers.__version__}")]
+
+
+BOTH = [pytest.param(name, how, marks=_known(name)) for name in FAMILIES for how in FAMILIES[name].attentions]
+ALL = [pytest.param(name, marks=_known(name)) for name in FAMILIES]
+
+
+@pytest.mark.parametrize(("name", "attention"), BOTH)
 @torch.no_grad()
 def test_logits_equal_the_reference(name: str, attention: str) -> None:
     other, model = pair(name, attention)
@@ -50,7 +66,7 @@ def test_logits_equal_the_reference(name: str, attention: str) -> None:
     assert moved[2].max() <= 1e-5, "a sample without images sees those of others"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_greedy_generation_equals_the_reference(name: str) -> None:
     """With the KV cache, left padding, and images of different sizes."""
@@ -64,7 +80,7 @@ def test_greedy_generation_equals_the_reference(name: str) -> None:
     assert torch.equal(found, wanted[:, -found.shape[1] :])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_the_way_back_gives_the_same_model(name: str, tmp_path: Path) -> None:
     """In memory, and on disk: kit folder, Hugging Face folder, kit folder. Loading info is checked on the way."""

@@ -18,6 +18,7 @@ from vlm.cli import app
 from vlm.errors import ConfigError
 from vlm.interop import export_folder, from_transformers, import_folder, to_transformers
 from vlm.keymap import KeysError, find_keymap, load_keymap, shipped
+from vlm.recipe import read_yaml
 from vlm.template import fill, match
 
 TEMPLATE = {
@@ -172,8 +173,15 @@ def test_checkpoints_of_other_shapes_are_refused(hf: Path, tmp_path: Path) -> No
 
 
 def test_folders_that_hold_no_such_model(tmp_path: Path, hf: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read as a vision-language model"):
+    with pytest.raises(ConfigError, match="there is no such folder"):
         import_folder(str(tmp_path / "nothing"), tmp_path / "kit")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="nothing is replaced"):
+        import_folder(str(hf), tmp_path / "mine")
+    with pytest.raises(ConfigError, match="nothing is written over"):
+        export_folder(from_transformers(reference("llava-clip")), tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.tex").read_text() == "years of work"
     config = json.loads((hf / "config.json").read_text())
     config["auto_map"] = {"AutoModelForImageTextToText": "own.Model"}
     config["model_type"] = "its_own"
@@ -311,3 +319,27 @@ def test_commands(hf: Path, tmp_path: Path) -> None:
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "back"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"when": 5}, "when"),
+        ({"when": []}, "when"),
+        ({"model": None}, "model"),
+        ({"model": {"views": "squash"}}, "model.encoders"),
+        ({"model": {"encoders": [5], "connector": "mlp", "llm": {}}}, "model.encoders"),
+        ({"keys": []}, "keys"),
+        ({"keys": {"a.": 5}}, "keys.a."),
+        ({"placeholder": 5}, "placeholder"),
+        ({"implied": 3}, "implied"),
+        ({"extra": "lm_head."}, "extra"),  # each letter would be the beginning of names that are carried along
+    ],
+)
+def test_a_key_map_of_another_form(change: dict[str, Any], place: str, tmp_path: Path) -> None:
+    whole = read_yaml(shipped()["llava"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({**whole, **change}), encoding="utf8")
+    with pytest.raises(ConfigError) as caught:
+        load_keymap(str(path))
+    assert caught.value.problems[0].place.startswith(place), caught.value

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import vlm
 from tests.conftest import LLAMA, SIGLIP, perturb, picture, toy_recipe
 from vlm.errors import ConfigError
+from vlm.plan_tables import tables
 from vlm.processor import SampleError
 from vlm.sample import Sample, Turn, ask
 from vlm.saving import WeightsError, weights
@@ -292,3 +294,45 @@ def test_saving_over_an_older_model_keeps_it_until_the_new_one_is_complete(
         model.save(folder)
     assert (folder / "model.safetensors").read_bytes() == before
     vlm.load(folder)
+
+
+def test_a_cache_that_no_sample_tells_is_not_zero() -> None:
+    """More images than the context holds, or none: what an image takes in the cache is unknown, not 0 bytes."""
+    from vlm.planning import plan
+
+    for per_sample in (0, 10_000):
+        found = plan(toy_recipe(), per_sample=per_sample)
+        assert set(found.to_dict()["cache_bytes"].values()) == {None}
+        assert tables(found)
+    assert min(plan(toy_recipe()).to_dict()["cache_bytes"].values()) > 0
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        {"name": "anyres", "grids": 3},
+        {"name": "tiles", "max_tiles": 6},
+        {"name": "edge_tiles", "longest": 3},
+        {"name": "overlapping_crops", "max_crops": 4, "margins": [1, 1], "patch": 8},
+        "pad",
+    ],
+    ids=lambda views: views if isinstance(views, str) else views["name"],
+)
+def test_encoders_of_different_sizes_see_the_same_parts(views: Any) -> None:
+    """Tiles are planned once: a grid that each encoder chose for itself could differ."""
+    encoders = [{"name": "siglip", "config": SIGLIP}, {"name": "siglip", "config": {**SIGLIP, "image_size": 48}}]
+    packer = {"packer": {"name": "stitch", "newline": "none"}} if "overlapping" in str(views) else {}
+    model = vlm.assemble(toy_recipe(encoders=encoders, merge="channel", views=views, **packer))
+    for size in ((48, 40), (90, 31), (33, 100), (64, 64), (200, 120), (17, 16)):
+        image = picture(3, size)
+        plan = model.processor.plan(size[1], size[0])
+        small, large = plan.views
+        assert [view.cell for view in small] == [view.cell for view in large]
+        assert {view.size for view in small} == {(32, 32)}
+        assert {view.size for view in large} == {(48, 48)}
+        for one, other in zip(small, large, strict=True):
+            first = one.draw(image, model.encoders[0].image).resize((24, 24), Image.Resampling.BOX)
+            second = other.draw(image, model.encoders[1].image).resize((24, 24), Image.Resampling.BOX)
+            difference = np.abs(np.asarray(first, dtype=float) - np.asarray(second, dtype=float)).mean()
+            assert difference < 12, (size, one, other)  # of 255; rounded sizes differ a little
+        model.encode(model.processor([ask("?", [image])]))

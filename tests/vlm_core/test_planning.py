@@ -190,6 +190,14 @@ def test_a_stage_is_its_batch_times_its_steps_and_devices_share_it() -> None:
         plan({**toy_recipe(), "stages": [STAGE]}, devices=3)
 
 
+def test_a_batch_of_millions_of_positions_is_planned() -> None:
+    """Its masks are real numbers all the same: the LLM asks whether anything is padding."""
+    huge, small = (plan({**toy_recipe(), "stages": [{**STAGE, "batch_size": size}]}, text=30) for size in (2**17, 2))
+    assert huge.notes == []
+    assert huge.training["align"].micro_batch * (huge.sample.length if huge.sample else 0) > 2**22
+    assert huge.training["align"].flops == small.training["align"].flops
+
+
 def test_precision_decides_dtypes() -> None:
     def memory(precision: str) -> Any:
         found = plan({**toy_recipe(), "stages": [{**STAGE, "train": {"*": 1e-3}, "precision": precision}]})

@@ -150,3 +150,15 @@ def test_a_mixture_of_views_is_planned() -> None:
     """What the processor plans is what is counted: nothing is assumed of the number of views."""
     shadow, real = twins(recipe(views="pad"))
     assert sum(forward_costs(shadow.model, shadow.batch)[0].values()) == counted_forward(real)
+
+
+def test_finding_a_grid_at_a_new_size_is_not_counted() -> None:
+    """Views that are not of the encoder's own size: a run without data says once on which grid their tokens are."""
+    shown = recipe(views={"name": "native", "multiple": 8, "min_pixels": 64})
+    shadow, real = twins(shown)
+    assert shadow.batch.groups[0].pixels[0].shape[2:] == (24, 32)
+    real.loss()  # the real model has found its grid then
+    assert sum(forward_costs(shadow.model, shadow.batch)[0].values()) == counted_forward(real)
+    shadow, _ = twins(shown)
+    real.train("llm")
+    assert planned(shadow, "llm") == (counted(real.loss), counted(real.step))

@@ -120,6 +120,8 @@ def test_recipe_plans_without_a_download(name: str, catalogue: Any) -> None:
     """`conftest` has switched the hub off."""
     found = catalogue.planned(name)
     assert found.parameters["llm"] > 1e8
+    assert found.notes == [], "something of it is not counted"
+    assert set(found.training) == set(found.stages)
     assert list(found.tokens.values())[list(catalogue.SIZES).index("1280 x 720")] == TOKENS[name]
     for stage, who in zip(found.stages.values(), TRAINS[name], strict=True):
         counts = {"encoders": 0, "connector": 0, "llm": 0}
