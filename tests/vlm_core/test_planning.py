@@ -266,6 +266,9 @@ def test_command_shows_tables_notes_and_json(file: Callable[..., str]) -> None:
     assert found["cache_bytes"] == {"640x480": 96 * 2 * 4 * 2 * 8 * 4}  # keys and values, layers, heads, width, bytes
     assert set(found["training"]["align"]["memory"]) >= {"weights", "gradients", "optimiser", "activations"}
     assert found["sample"]["length"] == 121
+    assert (
+        "not counted" in run("plan", path, "640x480", "--per-sample", 0).stdout
+    )  # text alone has no image in the cache
     for words in (["--text", "0"], ["--devices", "0"], ["--per-sample", "-1"], ["--text", "9999"]):
         assert run("plan", path, *words).exit_code == 2
 
