@@ -89,7 +89,7 @@ class VLM(nn.Module):
             views=self.views,
             layout=self.layout,
             chat=ChatFormat(self.tokenizer, stop_ids, self.layout.joint),
-            max_length=context or 1_000_000,
+            max_length=context if context and context > 0 else 1_000_000,  # XLNet says -1 for no limit
         )
 
     @property
