@@ -27,25 +27,29 @@ class ConfigError(ValueError):
     Args:
         problems: one text or several `Problem`s.
         source: what was read, e.g. the recipe's path.
+        headline: what the problems come to, where that is no number of mistakes.
     """
 
-    def __init__(self, problems: str | Problem | Iterable[Problem], *, source: str = "") -> None:
+    def __init__(self, problems: str | Problem | Iterable[Problem], *, source: str = "", headline: str = "") -> None:
         if isinstance(problems, str):
             problems = Problem("", problems)
         self.problems: list[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
         self.source = source
+        self.headline = headline
         super().__init__(self.problems, source)
 
     def __str__(self) -> str:
         where = f" in {self.source}" if self.source else ""
-        if len(self.problems) == 1:
+        if len(self.problems) == 1 and not self.headline:
             return f"{self.problems[0]}{where and f' ({self.source})'}"
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        return f"{len(self.problems)} mistakes{where}:\n{lines}"
+        return f"{self.headline or f'{len(self.problems)} mistakes'}{where}:\n{lines}"
 
     def under(self, prefix: str) -> "ConfigError":
         """The same error seen from the level above (see `Problem.under`)."""
-        return ConfigError([problem.under(prefix) for problem in self.problems], source=self.source)
+        return ConfigError(
+            [problem.under(prefix) for problem in self.problems], source=self.source, headline=self.headline
+        )
 
 
 def join(*places: str | int) -> str:

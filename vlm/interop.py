@@ -195,7 +195,7 @@ def _architecture(model: VLM, architecture: str | None) -> tuple[KeyMap, dict[st
         if nearest is None or len(problems) < len(nearest):
             nearest = problems
     message = f"no architecture of transformers is assembled so; the nearest of {len(maps)} differs in"
-    raise ConfigError([Problem("", message), *(nearest or [])])
+    raise ConfigError(nearest or [], headline=message)
 
 
 def _merged(base: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

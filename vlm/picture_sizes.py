@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from vlm.images import MAX_PIXELS, ImageError, find_images, image_size
 from vlm.views import Size
 
-_WORD = re.compile(r"(\d+)x(\d+)")
+_WORD = re.compile(r"(\d+)[xX](\d+)")
 
 
 def picture_sizes(words: Iterable[str]) -> tuple[dict[str, Size], dict[str, str]]:
