@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class ConfigError(ValueError):
         self.source = source
         self.headline = headline
         super().__init__(self.problems, source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another: its own constructor takes keywords, which pickling would not give."""
+        return partial(ConfigError, self.problems, source=self.source, headline=self.headline), ()
 
     def __str__(self) -> str:
         where = f" in {self.source}" if self.source else ""

@@ -1,5 +1,6 @@
 """Recipes: every mistake at once, each with its place, the value, what is allowed and the nearest word."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import vlm
 from tests.conftest import LLAMA, SIGLIP, toy_recipe
 from vlm.assembly import blueprint
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, Problem
 from vlm.recipe import read_recipe, read_yaml, shipped_recipes
 
 STAGE = {"name": "s", "train": {"connector": 1e-3}, "data": [{"name": "handwriting"}], "steps": 1, "batch_size": 2}
@@ -239,3 +240,9 @@ def test_connector_from_outside_needs_no_edit(tmp_path: Path, monkeypatch: pytes
         in problems(toy_recipe("my_pkg.mine:MyConector"))["model.connector"]
     )
     assert "No module named 'their_pkg'" in problems(toy_recipe("their_pkg.x:Y"))["model.connector"]
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = ConfigError([Problem("a.b", "wrong"), Problem("c", "too")], source="mine.yaml")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), error.problems)
