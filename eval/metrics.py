@@ -5,10 +5,9 @@ None looks at anything but its arguments, and none changes them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
+from .scoring import Figure, Metric, Tally, each, errors
 from .text import flat, levenshtein, vqa_normalise
 
 ANLS_THRESHOLD = 0.5
@@ -121,25 +120,6 @@ def _formula(text: str) -> str:
     return text.strip().replace("\n", " ").replace(" ", "")
 
 
-@dataclass(frozen=True)
-class Tally:
-    """What one answer adds to a score: points out of a weight, which is 1, or a length where errors are counted."""
-
-    points: float
-    weight: float = 1.0
-
-    @property
-    def value(self) -> float:
-        """Points per weight; over no weight (an empty reference) the points themselves, which is jiwer's rule."""
-        return self.points / self.weight if self.weight else self.points
-
-
-def total(tallies: Iterable[Tally]) -> Tally:
-    """The score of a whole set: points and weights are added up first, so that a long line counts more than a short."""
-    tallies = list(tallies)
-    return Tally(sum(tally.points for tally in tallies), sum(tally.weight for tally in tallies))
-
-
 def character_errors(prediction: str, references: Sequence[str]) -> Tally:
     """Edits over characters of the reference, as jiwer's `cer`: spaces around the text do not count, those inside do.
 
@@ -163,39 +143,17 @@ def _words(text: str) -> list[str]:
     return [word for word in re.sub(r"\s\s+", " ", text).strip().split(" ") if word]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How one answer is scored; the score of a set is always `total` of its tallies."""
-
-    tally: Callable[[str, Sequence[str]], Tally]
-    summary: str
-    higher_is_better: bool = True
-
-    def lost(self, references: Sequence[str]) -> Tally:
-        """What a sample that could not be answered adds: nothing right of what it weighs, or all of it wrong."""
-        return Tally(0.0) if self.higher_is_better else self.tally("", references)
-
-    def verdict(self, tally: Tally) -> Literal["right", "partly", "wrong"]:
-        """One answer's tally in a word."""
-        goodness = tally.value if self.higher_is_better else 1 - tally.value
-        return "right" if goodness >= 1 else "wrong" if goodness <= 0 else "partly"
-
-
-def _mean(score: Callable[..., float], summary: str, **options: bool) -> Metric:
-    return Metric(lambda prediction, references: Tally(score(prediction, references, **options)), summary)
-
-
 METRICS: dict[str, Metric] = {
-    "exact_match": _mean(exact_match, "equal but for case and outer spaces (OCR-VQA, GQA)"),
-    "loose_match": _mean(loose_match, "equal but for case, spaces and one final period"),
-    "vqa_accuracy": _mean(vqa_accuracy, "agreement with the other nine people (VQAv2)"),
-    "vqa_accuracy_2021": _mean(vqa_accuracy, "as the official VQAv2 script since 2021", strict_official=True),
-    "anls": _mean(anls, "edit similarity, 0 below 0.5 (DocVQA, InfographicVQA)"),
-    "relaxed_accuracy": _mean(relaxed_accuracy, "numbers within 5 %, text equal (ChartQA)"),
-    "contains": _mean(contains, "a reference stands in the answer (OCRBench)"),
-    "contains_formula": _mean(contains, "the same for formulas (OCRBench HME100k)", formula=True),
-    "cer": Metric(character_errors, "character errors / reference characters", higher_is_better=False),
-    "wer": Metric(word_errors, "word errors / reference words", higher_is_better=False),
+    "exact_match": Metric(each(exact_match), "equal but for case and outer spaces (OCR-VQA, GQA)"),
+    "loose_match": Metric(each(loose_match), "equal but for case, spaces and one final period"),
+    "vqa_accuracy": Metric(each(vqa_accuracy), "agreement with the other nine people (VQAv2)"),
+    "vqa_accuracy_2021": Metric(each(vqa_accuracy, strict_official=True), "as the official VQAv2 script since 2021"),
+    "anls": Metric(each(anls), "edit similarity, 0 below 0.5 (DocVQA, InfographicVQA)"),
+    "relaxed_accuracy": Metric(each(relaxed_accuracy), "numbers within 5 %, text equal (ChartQA)"),
+    "contains": Metric(each(contains), "a reference stands in the answer (OCRBench)"),
+    "contains_formula": Metric(each(contains, formula=True), "the same for formulas (OCRBench HME100k)"),
+    "cer": Metric(errors(character_errors), "character errors / reference characters", (Figure("score", "lower"),)),
+    "wer": Metric(errors(word_errors), "word errors / reference words", (Figure("score", "lower"),)),
 }
 """Name -> metric, as a task's YAML and `vlm list metrics` name it."""
 

@@ -1,6 +1,8 @@
 """A task: data, prompt, metric and version, read from a small YAML file."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,37 @@ from vlm import registry
 from vlm.data import DataError, Source
 from vlm.errors import ConfigError, Problem, join, unknown
 from vlm.recipe import Part, PartSpec, read_yaml
-from vlm.sample import Sample, Turn
+from vlm.sample import IMAGE_MARK, Sample, Turn
 from vlm.schema import check_options, validate
 
-from .metrics import METRICS, Metric
+from .metrics import METRICS
+from .scoring import Metric
 
 DATA = "$DATA"
 """Stands in a source's options for the path that `--data` gives."""
-QUESTION = "{question}"
-"""Stands in a prompt for the sample's question."""
+QUESTION, OPTIONS = "question", "options"
+"""Stand in a prompt, in braces, for the sample's question and for its choices, one `A. text` a line."""
+DEFAULT = "default"
+"""The name of a task's own prompt among its variants."""
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class Published(BaseModel):
+    """A published score, shown beside the user's where split, prompt and metric are the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    score: float
+    """In the units of the metric's figure: 78.5 for 78.5 %."""
+    source: str
+    """Where it was published."""
+    figure: str = ""
+    """Of the metric's; its own number if absent."""
+    prompt: str = DEFAULT
+    split: str = ""
+    """The task's own if absent; a score of another split is listed and never set beside the user's."""
+    note: str = ""
 
 
 class Task(BaseModel):
@@ -35,26 +59,50 @@ class Task(BaseModel):
     description: str = ""
     source: Part
     """A registered data source with its options; `$DATA` in an option is the path given with `--data`."""
+    hub: Part | None = None
+    """The source where no `--data` is given: the same questions as a dataset of the Hugging Face hub."""
+    split: str = ""
+    """Which part of the benchmark this is, for the record."""
     metric: str
     """A name in `vlm.eval.metrics.METRICS`."""
-    prompt: str = QUESTION
-    """Put around the question: the user's last turn with the sample's own text at `{question}`."""
+    prompt: str = "{question}"
+    """The user's last turn: `{question}` is the sample's own text, `{options}` its choices, and any other name in
+    braces one of the fields that the source gives."""
+    prompts: dict[str, str] = {}
+    """Other prompts by name; `TASK:NAME` asks with one of them."""
+    variant: str = DEFAULT
+    """Which prompt is used."""
     max_new_tokens: PositiveInt = 64
     """The longest answer; one that reaches it is counted as truncated."""
+    published: tuple[Published, ...] = ()
+    submission: str = ""
+    """The official server's file format, a name in `vlm.eval.submissions.FORMATS`; none if empty."""
 
     @property
     def scoring(self) -> Metric:
         return METRICS[self.metric]
 
     @property
-    def needs_data(self) -> bool:
-        """Whether a path must still be given with `--data`."""
-        return DATA in self.source.options.values()
+    def template(self) -> str:
+        """The prompt in use."""
+        return self.prompt if self.variant == DEFAULT else self.prompts[self.variant]
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether `--data` says where the samples are."""
+        return any(isinstance(value, str) and DATA in value for value in self.source.options.values())
 
     def with_data(self, data: str) -> "Task":
-        """The task on the file `data`."""
-        options = {key: data if value == DATA else value for key, value in self.source.options.items()}
+        """The task on the file or folder `data`."""
+        options = {
+            key: value.replace(DATA, data) if isinstance(value, str) else value
+            for key, value in self.source.options.items()
+        }
         return self.model_copy(update={"source": PartSpec(name=self.source.name, **options)})
+
+    def on_hub(self) -> "Task":
+        """The task on the hub's dataset, where there is one and `--data` was not given."""
+        return self.model_copy(update={"source": self.hub}) if self.takes_data and self.hub else self
 
     def open(self) -> Source:
         """The samples.
@@ -62,8 +110,8 @@ class Task(BaseModel):
         Raises:
             ConfigError: the source cannot be opened with these options, or has no sample.
         """
-        if self.needs_data:
-            raise ConfigError(Problem("source", f"task `{self.name}` runs on your own file: add --data PATH"))
+        if self.takes_data:
+            raise ConfigError(Problem("source", f"task `{self.name}` runs on your own files: add --data PATH"))
         kind = registry.sources.get(self.source.name)
         try:
             source: Source = kind(**check_options(kind, self.source.options))
@@ -77,14 +125,36 @@ class Task(BaseModel):
         """The sample as the model gets it: the question inside the prompt; the answer is in `answers` alone.
 
         Raises:
-            DataError: the sample does not end with a question and, perhaps, its answer.
+            DataError: the sample does not end with a question and, perhaps, its answer; or the prompt leaves its
+                question out or needs a field that it lacks.
         """
         asked = sample.question()
         if not asked.turns or asked.turns[-1].role != "user":
             raise DataError("the sample asks nothing: its last turn, or the one before the answer, must be the user's")
-        text = self.prompt.replace(QUESTION, asked.turns[-1].text)
-        turns = [*asked.turns[:-1], Turn("user", text)]
-        return Sample(turns, asked.images, asked.id, references(sample), asked.category, asked.targets)
+        text = fill(self.template, asked)
+        return replace(asked, turns=[*asked.turns[:-1], Turn("user", text)], answers=references(sample))
+
+
+def fill(template: str, sample: Sample) -> str:
+    """The prompt of a sample that ends with its question.
+
+    Raises:
+        DataError: the template leaves the question out, or names a field that the sample lacks.
+    """
+    question = sample.turns[-1].text
+    options = "\n".join(f"{letter(number)}. {text}" for number, text in enumerate(sample.choices))
+    texts = {**sample.fields, QUESTION: question, **({OPTIONS: options} if sample.choices else {})}
+    names = _FIELD.findall(template)
+    if QUESTION not in names and question.replace(IMAGE_MARK, "").strip():
+        raise DataError(f"the prompt has no {{{QUESTION}}}, but the sample asks `{question}`")
+    if missing := sorted(set(names) - set(texts)):
+        raise DataError(f"the prompt needs {{{missing[0]}}}; this sample has {', '.join(texts)}")
+    return _FIELD.sub(lambda found: texts[found[1]], template)
+
+
+def letter(number: int) -> str:
+    """The letter of choice `number`, from A."""
+    return chr(ord("A") + number)
 
 
 def references(sample: Sample) -> tuple[str, ...]:
@@ -99,25 +169,37 @@ def shipped_tasks() -> dict[str, Path]:
 
 
 def load_task(name_or_path: str, data: str | None = None) -> Task:
-    """A task that ships with the kit, by name, or one of your own, by the path of its YAML.
+    """A task that ships with the kit, by name, or one of your own, by the path of its YAML; `:NAME` behind it chooses
+    one of its prompts.
 
     Args:
         name_or_path: which one; a shipped name goes before a file of the same name.
-        data: the path that `$DATA` stands for; a task without it takes no notice.
+        data: the path that `$DATA` stands for; a task without it takes no notice. Where it is absent, a task that has
+            a dataset on the hub reads that.
 
     Raises:
-        ConfigError: no such task (the nearest and all known ones are given), or every mistake in the file.
+        ConfigError: no such task or prompt (the nearest and all known ones are given), or every mistake in the file.
     """
-    shipped = shipped_tasks()
-    path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        raise ConfigError(unknown("task", name_or_path, shipped) + ", or the path of a YAML file")
+    path, variant = _find(name_or_path)
     raw = read_yaml(path)
     problems = list(_problems(raw))
     if problems:
         raise ConfigError(problems, source=str(path))
     task: Task = validate(Task, raw)
-    return task.with_data(data) if data is not None else task
+    if variant not in (DEFAULT, *task.prompts):
+        raise ConfigError(unknown(f"prompt of task `{task.name}`", variant, (DEFAULT, *task.prompts)))
+    task = task.model_copy(update={"variant": variant})
+    return task.on_hub() if data is None else task.with_data(data)
+
+
+def _find(name: str) -> tuple[Path, str]:
+    """The file of a task and the prompt that is asked for."""
+    shipped = shipped_tasks()
+    for known, variant in ((name, DEFAULT), name.rpartition(":")[::2]):
+        path = shipped.get(known, Path(known))
+        if known and path.is_file():
+            return path, variant
+    raise ConfigError(unknown("task", name.partition(":")[0], shipped) + ", or the path of a YAML file")
 
 
 def _problems(raw: dict[str, Any]) -> Iterator[Problem]:
@@ -126,26 +208,30 @@ def _problems(raw: dict[str, Any]) -> Iterator[Problem]:
         validate(Task, raw)
     except ConfigError as error:
         yield from error.problems
-    metric, prompt, source = raw.get("metric"), raw.get("prompt", QUESTION), raw.get("source")
+    metric, prompts = raw.get("metric"), raw.get("prompts")
     if isinstance(metric, str) and metric not in METRICS:
         yield Problem("metric", unknown("metric", metric, METRICS))
-    if isinstance(prompt, str) and prompt.count(QUESTION) != 1:
-        yield Problem("prompt", f"`{prompt}` must hold {QUESTION} once, where the sample's question goes")
-    yield from _source_problems({"name": source} if isinstance(source, str) else source)
+    prompts = {f"prompts.{key}": text for key, text in prompts.items()} if isinstance(prompts, dict) else {}
+    for place, prompt in {"prompt": raw.get("prompt"), **prompts}.items():
+        if isinstance(prompt, str) and prompt.count("{question}") > 1:
+            yield Problem(place, f"`{prompt}` holds {{question}} more than once")
+    for key in ("source", "hub"):
+        source = raw.get(key)
+        yield from _source_problems({"name": source} if isinstance(source, str) else source, key)
 
 
-def _source_problems(source: Any) -> Iterator[Problem]:
+def _source_problems(source: Any, place: str) -> Iterator[Problem]:
     if not isinstance(source, dict) or not isinstance(source.get("name"), str):
         return
     try:
         kind = registry.sources.get(source["name"])
     except ConfigError as error:
-        yield from (Problem(join("source", "name"), problem.message) for problem in error.problems)
+        yield from (Problem(join(place, "name"), problem.message) for problem in error.problems)
         return
     try:
         check_options(kind, {key: value for key, value in source.items() if key != "name"})
     except ConfigError as error:
-        yield from error.under("source").problems
+        yield from error.under(place).problems
 
 
 def descriptions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What goes in: a sample of images and turns of talk, and a batch of tensors made from several."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -42,11 +42,17 @@ class Sample:
     """Scores are also reported by category."""
     targets: dict[str, list[int]] = field(default_factory=dict)
     """Class indices by field, for objectives that classify."""
+    choices: Sequence[str] = ()
+    """The texts of the options A, B, C, ... of a question with choices; `answers` are then letters."""
+    group: str = ""
+    """Samples of one group are scored together where a metric does so (an image's two questions in MME)."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Further texts by name that a task's prompt may use: OCR tokens, a hint."""
 
     def question(self) -> "Sample":
         """The sample without its final answer: what is asked at evaluation."""
-        turns = self.turns[:-1] if self.turns and self.turns[-1].role == "assistant" else self.turns
-        return Sample(turns, self.images, self.id, self.answers, self.category, self.targets)
+        answered = self.turns and self.turns[-1].role == "assistant"
+        return replace(self, turns=self.turns[:-1]) if answered else self
 
 
 def ask(text: str, images: Sequence[ImageLike] = (), **fields: Any) -> Sample:
