@@ -23,14 +23,21 @@ MOST_PICTURES = 6
 SMALL, LARGE = 160, 640
 """Pixels of the longer side: below the first an image is enlarged without smoothing, above the second it is reduced."""
 
-_MARKS = {"right": "✓ right", "partly": "◐ partly right", "wrong": "✗ wrong", "error": "⚠ error"}
-_ORDER = {"error": 0, "wrong": 1, "partly": 2, "right": 3}
+_MARKS = {
+    "right": "✓ right",
+    "partly": "◐ partly right",
+    "wrong": "✗ wrong",
+    "error": "⚠ error",
+    "missing": "⚠ missing",
+    "faulty": "⚠ faulty annotation",
+    "unscored": "hidden",
+}
+_ORDER = {"error": 0, "missing": 1, "wrong": 2, "partly": 3, "right": 4, "faulty": 5, "unscored": 6}
 
 
 def write_report(
     path: Path,
     results: Sequence[TaskResult],
-    rows: Sequence[Row],
     *,
     title: str,
     curves: Sequence[Path] = (),
@@ -42,15 +49,12 @@ def write_report(
     Args:
         path: where to.
         results: one per task.
-        rows: the rows of all tasks; the worst and a random selection of each are shown.
         title: the heading.
         curves: PNG files, such as one plot of the loss per stage.
         pictures: gives the images of a row; without it answers are shown alone.
         seed: chooses the random selection.
     """
-    sections = [
-        _section(result, [row for row in rows if row.task == result.task], pictures, seed) for result in results
-    ]
+    sections = [_section(result, result.rows, pictures, seed) for result in results]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>
@@ -66,7 +70,7 @@ def write_report(
 
 
 def _heading(results: Sequence[TaskResult]) -> str:
-    samples, errors = sum(result.n for result in results), sum(result.errors for result in results)
+    samples, errors = sum(result.counts.n for result in results), sum(result.counts.errors for result in results)
     tasks = _counted(len(results), "task")
     return f"{tasks} · {_counted(samples, 'sample')} · {_counted(errors, 'error')} · vlm-kit {escape(__version__)}"
 
@@ -78,13 +82,13 @@ def _counted(number: int, what: str) -> str:
 def _score_card(result: TaskResult) -> str:
     low_high = f"95 % interval {percent(result.interval[0])} – {percent(result.interval[1])}" if result.interval else ""
     chips = (
-        _chip(result.n, "sample"),
-        _chip(result.errors, "error", "alarm"),
-        _chip(result.empty, "empty answer", "warn"),
-        _chip(result.truncated, "truncated answer", "warn"),
+        _chip(result.counts.n, "sample"),
+        _chip(result.counts.errors, "error", "alarm"),
+        _chip(result.counts.empty, "empty answer", "warn"),
+        _chip(result.counts.truncated, "truncated answer", "warn"),
     )
     return f"""<a class="panel" href="#{escape(result.task)}"><strong>{escape(result.task)}</strong>
-<span class="soft">v{result.version}</span><div class="big">{percent(result.score)}</div>
+<span class="soft">v{result.conditions.task_version}</span><div class="big">{percent(result.score)}</div>
 <div class="soft">{_metric(result)}</div>{_gauge(result.score, result.interval)}<div class="soft">{low_high}</div>
 <div class="chips">{"".join(chips)}</div></a>"""
 
@@ -94,7 +98,7 @@ def _chip(number: int, what: str, style: str = "") -> str:
 
 
 def _metric(result: TaskResult) -> str:
-    return escape(result.metric) + ("" if result.higher_is_better else " (lower is better)")
+    return escape(result.conditions.metric) + (" (lower is better)" if result.scale.better == "lower" else "")
 
 
 def _gauge(score: float, interval: tuple[float, float] | None = None) -> str:
@@ -124,8 +128,7 @@ def _section(result: TaskResult, rows: Sequence[Row], pictures: Pictures | None,
     rng = random.Random(seed)
     mixed = rng.sample(list(rows), len(rows))  # equally bad answers come in no particular order
     missed = [row for row in mixed if row.verdict != "right"]
-    direction = 1 if result.higher_is_better else -1
-    worst = sorted(missed, key=lambda row: (_ORDER[row.verdict], direction * row.score))[:WORST]
+    worst = sorted(missed, key=lambda row: (_ORDER[row.verdict], row.score.goodness if row.score else 0))[:WORST]
     note = f"{len(worst)} of the {len(missed):,} that are not right" if missed else "every answer is right"
     return f"""<section id="{escape(result.task)}"><h2>{escape(result.task)}</h2>{_details(result)}
 {_categories(result.categories)}
@@ -135,14 +138,15 @@ def _section(result: TaskResult, rows: Sequence[Row], pictures: Pictures | None,
 
 
 def _details(result: TaskResult) -> str:
-    source = ", ".join(f"{key}: {value}" for key, value in result.source.items())
+    conditions = result.conditions
     facts = {
-        "prompt": result.prompt,
-        "metric": result.metric,
-        "data": source,
-        "longest answer": _counted(result.max_new_tokens, "token"),
-        "task version": result.version,
-        "kit version": result.kit_version,
+        "prompt": conditions.prompt,
+        "metric": conditions.metric,
+        "data": ", ".join(f"{key}: {value}" for key, value in conditions.source.items()),
+        "decoding": ", ".join(f"{key}: {value}" for key, value in conditions.decoding.items()),
+        "model": conditions.model,
+        "task version": conditions.task_version,
+        "kit version": conditions.kit_version,
     }
     return f"<details><summary>How this was measured</summary><dl>{_terms(facts.items())}</dl></details>"
 
@@ -172,14 +176,14 @@ def _cards(rows: Sequence[Row], pictures: Pictures | None) -> str:
 def _card(row: Row, pictures: Pictures | None) -> str:
     what, said = ("answer", row.answer) if row.error is None else ("error", row.error)
     said = escape(said) or '<span class="soft">(empty)</span>'
-    truth = " · ".join(escape(reference) for reference in dict.fromkeys(row.references)) or "(none)"
-    cut = " · truncated" if row.truncated else ""
-    mark = _MARKS[row.verdict] + (f" ({percent(row.score)})" if row.verdict == "partly" else "")
-    category = f" · {escape(row.category)}" if row.category else ""
+    truth = " · ".join(escape(reference) for reference in dict.fromkeys(row.question.references)) or "(none)"
+    cut = " · truncated" if row.reply and row.reply.truncated else ""
+    mark = _MARKS[row.verdict] + (f" ({percent(row.score.goodness)})" if row.score and row.verdict == "partly" else "")
+    category = f" · {escape(row.question.category)}" if row.question.category else ""
     return f"""<article class="panel sample {row.verdict}">{_view(row, pictures)}<div class="said">
-<p class="asked">{escape(row.question) or "(no question)"}</p>
+<p class="asked">{escape(row.question.prompt) or "(no question)"}</p>
 <dl><dt>{what}</dt><dd class="answer">{said}</dd><dt>truth</dt><dd>{truth}</dd></dl>
-<div class="foot"><span class="id" title="{escape(row.id)}">{escape(row.id)}{category}{cut}</span>
+<div class="foot"><span class="id" title="{escape(row.question.id)}">{escape(row.question.id)}{category}{cut}</span>
 <span class="badge">{mark}</span></div></div></article>"""
 
 

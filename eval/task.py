@@ -74,6 +74,8 @@ class Task(BaseModel):
     """Which prompt is used."""
     max_new_tokens: PositiveInt = 64
     """The longest answer; one that reaches it is counted as truncated."""
+    hidden: bool = False
+    """Whether the split's answers are kept by a server: nothing is scored, a submission file is written."""
     published: tuple[Published, ...] = ()
     submission: str = ""
     """The official server's file format, a name in `vlm.eval.submissions.FORMATS`; none if empty."""
@@ -81,6 +83,11 @@ class Task(BaseModel):
     @property
     def scoring(self) -> Metric:
         return METRICS[self.metric]
+
+    @property
+    def label(self) -> str:
+        """The name, and the prompt where it is not the task's own: `textvqa:ocr`."""
+        return self.name if self.variant == DEFAULT else f"{self.name}:{self.variant}"
 
     @property
     def template(self) -> str:
@@ -174,8 +181,7 @@ def load_task(name_or_path: str, data: str | None = None) -> Task:
 
     Args:
         name_or_path: which one; a shipped name goes before a file of the same name.
-        data: the path that `$DATA` stands for; a task without it takes no notice. Where it is absent, a task that has
-            a dataset on the hub reads that.
+        data: the path that `$DATA` stands for; a task without it takes no notice.
 
     Raises:
         ConfigError: no such task or prompt (the nearest and all known ones are given), or every mistake in the file.
@@ -189,7 +195,7 @@ def load_task(name_or_path: str, data: str | None = None) -> Task:
     if variant not in (DEFAULT, *task.prompts):
         raise ConfigError(unknown(f"prompt of task `{task.name}`", variant, (DEFAULT, *task.prompts)))
     task = task.model_copy(update={"variant": variant})
-    return task.on_hub() if data is None else task.with_data(data)
+    return task if data is None else task.with_data(data)
 
 
 def _find(name: str) -> tuple[Path, str]:

@@ -24,8 +24,8 @@ def run(source: Source, overrides: list[str], *, out: Path | None, console: "Con
     recipe = training.check(source, overrides, problems)
     folder: Path = training.train(recipe, out=out or Path("runs") / training.name_of(source), console=console)
     if recipe.eval and training.is_first():
-        evaluation, results = import_module("vlm.eval.run"), import_module("vlm.eval.results")
-        console.print(results.table(evaluation.run(folder, recipe.eval, out=folder / "eval", batch_size=64)))
+        evaluation, tables = import_module("vlm.eval.run"), import_module("vlm.eval.tables")
+        console.print(tables.table(evaluation.run(folder, recipe.eval, out=folder / "eval", batch_size=64)))
         console.print(f"Look at it: {folder / 'eval' / 'report.html'}", soft_wrap=True, markup=False)
     return folder
 
