@@ -62,8 +62,9 @@ def run(
     known_as = identity(answerer) if isinstance(answerer, VLM) else name
     results: list[TaskResult] = []
     for task in loaded:
-        shared = {"identity": known_as, "batch_size": batch_size, "limit": limit, "world": world}
-        results.append(evaluate(answerer, task, out=out, **shared))
+        results.append(
+            evaluate(answerer, task, out=out, identity=known_as, batch_size=batch_size, limit=limit, world=world)
+        )
         if world.is_first:
             save_results(out / "results.json", results, model=name)  # a later task that fails costs no earlier one
     if world.is_first:

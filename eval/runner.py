@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlm.data import Source
+from vlm.errors import ConfigError
 from vlm.sample import Sample
 
 from .answers import AnswerLog, Reply, write
@@ -71,7 +72,7 @@ def evaluate(
         world: the processes that share the work; this one alone if absent.
 
     Raises:
-        ConfigError: the task's data cannot be opened, or the log of answers is damaged.
+        ConfigError: the data cannot be opened, no sample of it can be used, or the log of answers is damaged.
         RuntimeError: the model did not give one answer to each sample.
     """
     world, source = world or World(), task.open()
@@ -89,6 +90,7 @@ def evaluate(
             seen=lambda: bar.advance(reading),
         )
         bar.update(reading, visible=False)
+        _refuse_all_faulty(task, questions)
         known = log.read()
         todo = [one for one in questions if one.fault is None and _unanswered(known.get(one.key))]
         world.wait()  # every process has read what there was before any writes
@@ -104,6 +106,12 @@ def evaluate(
         save_rows(log.folder / "samples.jsonl", rows)
     subset = f"{len(indices)} of {len(source)} questions" if len(indices) < len(source) else ""
     return summarise(task, rows, model=identity, settings=settings, subset=subset)
+
+
+def _refuse_all_faulty(task: Task, questions: Sequence[Question]) -> None:
+    faults = [one.fault for one in questions if one.fault is not None]
+    if len(faults) == len(questions):
+        raise ConfigError(f"task `{task.label}`: none of {len(faults)} samples can be used; the first: {faults[0]}")
 
 
 def _subset(count: int, limit: int | None) -> Sequence[int]:

@@ -36,6 +36,7 @@ def _add(scores: Table, result: TaskResult, kinds: Sequence[str]) -> None:
     name = Text(label(result), "bold")
     if not result.figures:
         scores.add_row(name, "hidden", "–", "", str(result.counts.n), *counts)
+    cells: list[RenderableType]
     for number, figure in enumerate(result.scales):
         value = result.figures[figure.name]
         own = number == 0
