@@ -93,9 +93,9 @@ def _variances(values: Array) -> tuple[float, float]:
 
 def _quantile(p: float, parts: tuple[float, float], counts: tuple[int, int]) -> float:
     """What a mean over its standard error exceeds, up or down, with probability `p` if the true mean is 0."""
-    from scipy.stats import t  # takes a second to import, which nobody else need wait for
+    from scipy.special import stdtrit
 
-    quantiles = [float(t.isf(p / 2, max(1, count - 1))) for count in counts]
+    quantiles = [-float(stdtrit(max(1, count - 1), p / 2)) for count in counts]
     return sum(part * quantile for part, quantile in zip(parts, quantiles, strict=True) if part) / sum(parts)
 
 

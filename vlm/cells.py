@@ -76,6 +76,7 @@ def expand(grid: Grid, out: Path) -> Cells:
     cells: list[Cell] = []
     prepared: dict[str, Prepared] = {}
     problems: list[Problem] = []
+    changed(grid.recipe, [])  # a recipe that is not there is one mistake, not one a cell
     for labels in _combinations(grid):
         folder = out / "cells" / _name(labels)
         try:
@@ -113,13 +114,14 @@ def _values(
     grid: Grid, labels: Mapping[str, str], out: Path, prepared: dict[str, Prepared]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What `$name` stands for in this cell, and by folder the names of its prepared models, which are added."""
-    values = {axis: grid.value(axis, label) for axis, label in labels.items()}
+    values = {name: value for axis, label in labels.items() for name, value in grid.values(axis, label).items()}
     folders: dict[str, str] = {}
     models = {f"${name}" for name in grid.prepare}
     shared = {place: value for place, value in grid.change.items() if not models & _texts(value)}
     for name, changes in grid.prepare.items():
         recipe = _recipe(grid, [shared, {"eval": []}, changes], values)
-        own = [_said(axis, label) for axis, label in labels.items() if f"${axis}" in _texts(changes)]
+        used = _texts(changes)
+        own = [_said(axis, label) for axis, label in labels.items() if {f"${one}" for one in grid.names(axis)} & used]
         instance = _safe("-".join([name, *own]))
         folder = out / "prepared" / instance
         prepared.setdefault(instance, Prepared(instance, folder, recipe, _used(recipe, folders)))

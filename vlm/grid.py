@@ -81,7 +81,8 @@ class Grid(BaseModel):
     prepare: dict[str, Changes] = {}
     """Models trained first: name -> changes to the recipe. `$name` is then the model's folder, for a cell's `start`."""
     axes: Annotated[dict[str, Axis], Field(min_length=1)]
-    """Axis -> label -> changes to the recipe; or a list of values, which stand where `$axis` is written."""
+    """Axis -> label -> changes to the recipe, and `$name: value` for what is written elsewhere; or a list of values for
+    `$axis`."""
     skip: list[dict[str, Scalar]] = []
     """Cells that are left out, by some of their labels."""
     budget: Annotated[Budget | None, BeforeValidator(_budget)] = None
@@ -103,13 +104,20 @@ class Grid(BaseModel):
         """What a label does to the recipe."""
         choice = self.axes[axis][label]
         if isinstance(choice, dict):
-            return choice
+            return {place: value for place, value in choice.items() if variable(place) is None}
         return {axis: choice} if self.sets(axis) and choice is not None else {}
 
-    def value(self, axis: str, label: str) -> Any:
-        """What `$axis` is: the listed value, or the label."""
+    def values(self, axis: str, label: str) -> dict[str, Any]:
+        """What `$axis`, and names that the label says itself (`$name: value`), stand for."""
         choice = self.axes[axis][label]
-        return label if choice is None or isinstance(choice, dict) else choice
+        if not isinstance(choice, dict):
+            return {axis: label if choice is None else choice}
+        named = {place[1:]: value for place, value in choice.items() if variable(place) is not None}
+        return {axis: label, **named}
+
+    def names(self, axis: str) -> set[str]:
+        """All that any label of an axis gives a value."""
+        return {name for label in self.axes[axis] for name in self.values(axis, label)}
 
     def variables(self) -> set[str]:
         """The names that are written as `$name` somewhere."""
@@ -165,13 +173,16 @@ def _checked(raw: dict[str, Any], source: str) -> Grid:
 
 def _axis_problems(grid: Grid) -> Iterator[Problem]:
     """Choices that undo each other, and axes that do nothing."""
-    known = grid.variables()
+    used = grid.variables()
     for axis, labels in grid.axes.items():
         place = join("axes", axis)
-        if not any(isinstance(choice, dict) for choice in labels.values()) and axis not in known and not grid.sets(axis):
+        if not grid.names(axis) & used and not any(grid.changes(axis, label) for label in labels):
             yield Problem(place, f"changes nothing: no place in a recipe has this name, and `${axis}` is written nowhere")
-        if axis in grid.prepare:
-            yield Problem(place, f"`${axis}` would be both this axis and a model of `prepare`")
+        for name in sorted(grid.names(axis) & grid.prepare.keys()):
+            yield Problem(place, f"`${name}` is a model of `prepare` too")
+        lacking = {name for label in labels for name in (grid.names(axis) & used) - grid.values(axis, label).keys()}
+        for name in sorted(lacking):
+            yield Problem(place, f"`${name}` has no value for some of its labels")
     for first, later in combinations(grid.axes, 2):
         clash = next(_clashes(grid, first, later), None)
         if clash is not None:
@@ -184,6 +195,7 @@ def _clashes(grid: Grid, first: str, later: str) -> Iterator[tuple[str, str]]:
         {place for label in grid.axes[axis] for place in grid.changes(axis, label)} for axis in (first, later)
     )
     yield from ((a, b) for a in sorted(mine) for b in sorted(others) if a == b or a.startswith(b + "."))
+    yield from ((f"${name}", f"${name}") for name in sorted(grid.names(first) & grid.names(later)))
 
 
 def _label_problems(grid: Grid) -> Iterator[Problem]:
@@ -200,6 +212,6 @@ def _label_problems(grid: Grid) -> Iterator[Problem]:
 
 
 def _variable_problems(grid: Grid) -> Iterator[Problem]:
-    known = [*grid.axes, *grid.prepare]
+    known = [*(name for axis in grid.axes for name in grid.names(axis)), *grid.prepare]
     for name in sorted(grid.variables() - set(known)):
         yield Problem("", f"`${name}` is no axis and no model of `prepare`;{choices(name, known)}")
