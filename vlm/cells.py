@@ -90,8 +90,9 @@ def expand(grid: Grid, out: Path) -> Cells:
     if not names and not problems:
         problems.append(Problem("skip", "leaves no cell"))
     found = Cells(cells, prepared, _baselines(grid, cells))
-    if grid.baseline and cells and not found.baselines and len(found.groups()) > 1:
-        problems.append(Problem("baseline", "no other cell has a baseline: all that could be are skipped"))
+    wanted = {axis: text(label) for axis, label in grid.baseline.items()}
+    if cells and not any(wanted.items() <= cell.labels.items() for cell in cells):
+        problems.append(Problem("baseline", "is no cell: all that it could be are skipped"))
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), source="grid")
     return found

@@ -138,20 +138,31 @@ def budget_said(found: Study) -> str:
 
 
 def _problems(cells: Cells) -> list[Problem]:
-    """All that is wrong with any recipe, under the name of its run; seeds of one group share theirs."""
+    """All that is wrong with any recipe, under the name of its run."""
     problems: list[Problem] = []
     models: dict[str, Any] = {}
+    checked: list[Any] = []
     runs: list[Prepared | Cell] = [*cells.prepared.values(), *cells.cells]
     for one in runs:
+        if (seedless := _without_seeds(_alone(one, cells))) in checked and isinstance(one, Cell):
+            continue
+        checked.append(seedless)
         try:
             recipe = running.check(_alone(one, cells))
-            model = blueprint(recipe)[1]
-            problems += [problem.under(one.name) for problem in _misfits(one, model, models)]
-            if isinstance(one, Prepared):
+            if one.needs or isinstance(one, Prepared):
+                model = blueprint(recipe)[1]
+                problems += [problem.under(one.name) for problem in _misfits(one, model, models)]
                 models[one.name] = shapes(model)
         except ConfigError as error:
             problems += error.under(one.name).problems
     return problems
+
+
+def _without_seeds(node: Any) -> Any:
+    """What is left of a recipe: another seed makes no other model, and no new mistake."""
+    if isinstance(node, Mapping):
+        return {key: _without_seeds(value) for key, value in node.items() if key != "seed"}
+    return [_without_seeds(item) for item in node] if isinstance(node, list) else node
 
 
 def _task_problems(grid: Grid, cells: Cells) -> list[Problem]:
