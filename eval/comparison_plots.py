@@ -22,7 +22,7 @@ LABEL = 9
 """Size of names beside dots."""
 APART = 13.0
 """Pixels between dots that stand at the same place of the axis."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": INK,
@@ -267,7 +267,9 @@ def _label(sheet: Any, axes: Any, dots: Sequence[Dot], names: Sequence[str]) -> 
     renderer = sheet.canvas.get_renderer()
     named = [(dot, name) for dot, name in zip(dots, names, strict=True) if name]
     texts = [
-        axes.annotate(name, (0, 0), xycoords="figure pixels", color=dot.colour, fontsize=LABEL, zorder=6, path_effects=halo)
+        axes.annotate(
+            name, (0, 0), xycoords="figure pixels", color=dot.colour, fontsize=LABEL, zorder=6, path_effects=halo
+        )
         for dot, name in named
     ]
     extents = [text.get_window_extent(renderer) for text in texts]
@@ -329,4 +331,3 @@ def _rows(dots: Sequence[Dot], title: str, label: str, *, zero: bool) -> Any:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     return sheet
-

@@ -11,7 +11,7 @@ from .comparison import Comparison, Run, TaskComparison
 from .comparison_words import FAILED, remarks, table
 
 _CAPTIONS = {
-    "tokens": "Score over visual tokens: bars are 95 % intervals, small dots single seeds, the hollow mark the baseline.",
+    "tokens": "Score over visual tokens. Bars are 95 % intervals, small dots are seeds, a hollow mark is the baseline.",
     "compute": "Score over the planned compute of the training.",
     "differences": "Difference from the baseline, paired by question and seed, with its 95 % interval.",
 }
@@ -25,7 +25,9 @@ def write_report(path: Path, comparison: Comparison, pictures: Mapping[str, Mapp
         comparison: what was found.
         pictures: by task and kind, PNG files.
     """
-    styles = "".join((Path(__file__).parent / name).read_text(encoding="utf8") for name in ("report.css", "comparison.css"))
+    styles = "".join(
+        (Path(__file__).parent / name).read_text(encoding="utf8") for name in ("report.css", "comparison.css")
+    )
     sections = [_section(comparison, task, pictures.get(task.task, {})) for task in comparison.tasks]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -151,9 +151,13 @@ def remarks(comparison: Comparison, task: TaskComparison | None) -> list[str]:
     if task is not None:
         found.append(_on(comparison, task))
     if any(run.attempts > 1 for group in comparison.groups for run in group.runs):
-        found.append("* a run was taken up more than once; its seconds are those of all times, steps done twice included")
+        found.append(
+            "* a run was taken up more than once; its seconds are those of all times, steps done twice included"
+        )
     if task is not None and any(entry.errors for entry in task.entries):
-        found.append(f"{sum(entry.errors for entry in task.entries):,} questions could not be answered and count as wrong")
+        found.append(
+            f"{sum(entry.errors for entry in task.entries):,} questions could not be answered and count as wrong"
+        )
     return [*found, *comparison.notes, *(f"{FAILED}: {run.name}: {run.error}" for run in comparison.failed)]
 
 

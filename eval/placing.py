@@ -37,7 +37,7 @@ def place(points: Sequence[Point], sizes: Sequence[Point], *, taken: Sequence[Bo
     for _ in range(4):  # a first place for each, then better ones now that the others are known
         for number in crowded:
             others = [one.box for other, one in chosen.items() if other != number]
-            chosen[number] = min(choices[number], key=lambda one: _cost(one, others, taken, inside))  # noqa: B023
+            chosen[number] = min(choices[number], key=lambda one: _cost(one, others, taken, inside))
     return [chosen[number] for number in range(len(points))]
 
 
@@ -61,8 +61,12 @@ def _choices(point: Point, size: Point) -> list[Placed]:
 
 def _cost(one: Placed, labels: Sequence[Box], taken: Sequence[Box], inside: Box) -> float:
     left, bottom, right, top = one.box
-    outside = max(0, inside[0] - left) + max(0, right - inside[2]) + max(0, inside[1] - bottom) + max(0, top - inside[3])
-    covered = 4 * sum(overlap(one.box, box, margin=2) for box in labels) + sum(overlap(one.box, box, margin=1) for box in taken)
+    outside = (
+        max(0, inside[0] - left) + max(0, right - inside[2]) + max(0, inside[1] - bottom) + max(0, top - inside[3])
+    )
+    covered = 4 * sum(overlap(one.box, box, margin=2) for box in labels) + sum(
+        overlap(one.box, box, margin=1) for box in taken
+    )
     return covered + 50 * outside + one.distance
 
 

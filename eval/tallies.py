@@ -1,4 +1,4 @@
-"""What every question added to a task's figure, kept beside a run, so that runs can be compared question by question."""
+"""What every question added to a task's figure, kept beside a run, so that runs can be paired."""
 
 import json
 from collections.abc import Sequence
@@ -49,7 +49,9 @@ def tallies_of(result: TaskResult) -> Tallies:
     figure = result.scale
     scored = [(row.question, row.score.tallies.get(figure.name)) for row in result.rows if row.score is not None]
     lines = tuple(
-        Line(f"{asked.id} {asked.image}", asked.image or f"row {asked.index}", asked.category, tally.points, tally.weight)
+        Line(
+            f"{asked.id} {asked.image}", asked.image or f"row {asked.index}", asked.category, tally.points, tally.weight
+        )
         for asked, tally in scored
         if tally is not None
     )

@@ -1,7 +1,7 @@
 """One cell of `vlm compare`, in a process of its own: `python -m vlm.cell_process FOLDER PARENT`.
 
-A process of its own has its own peak of memory, and when the system kills it the others go on. `FOLDER/cell.json` says what
-to do; `usage.json` tells, while it runs, what it has taken; `failed.json` why it could not go on.
+A process of its own has its own peak of memory, and when the system kills it the others go on. `FOLDER/cell.json` says
+what to do; `usage.json` tells, while it runs, what it has taken; `failed.json` why it could not go on.
 """
 
 import json

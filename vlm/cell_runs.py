@@ -57,7 +57,9 @@ def job(one: Cell | Prepared, recipe: Mapping[str, Any], **options: Any) -> Job:
     return Job(one.name, one.folder, {**recipe, "eval": []}, asked, one.needs)
 
 
-def run_jobs(jobs: Sequence[Job], *, at_once: int, ended: Callable[[Job], None], tick: Callable[[Sequence[Job]], None]) -> None:
+def run_jobs(
+    jobs: Sequence[Job], *, at_once: int, ended: Callable[[Job], None], tick: Callable[[Sequence[Job]], None]
+) -> None:
     """Run what is not done yet, each after what it needs; a job that fails stops only those that need it.
 
     Args:
@@ -72,7 +74,11 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, ended: Callable[[Job], None],
     try:
         while waiting or running:
             for one in list(waiting):
-                lost = [name for name in one.needs if by_name[name] not in waiting and name not in running and not by_name[name].done]
+                lost = [
+                    name
+                    for name in one.needs
+                    if by_name[name] not in waiting and name not in running and not by_name[name].done
+                ]
                 if lost:
                     waiting.remove(one)
                     _fail(one, f"`{lost[0]}`, which it starts from, could not be trained")

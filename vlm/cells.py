@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import ConfigError, Problem, join
+from vlm.errors import ConfigError, Problem
 from vlm.grid import SEED, Grid, text, variable
 from vlm.recipe import changed
 
@@ -86,7 +86,9 @@ def expand(grid: Grid, out: Path) -> Cells:
         except ConfigError as error:
             problems += error.under(folder.name).problems
     names = [cell.name for cell in cells]
-    problems += [Problem("axes", f"two cells are called `{name}`") for name in sorted({n for n in names if names.count(n) > 1})]
+    problems += [
+        Problem("axes", f"two cells are called `{name}`") for name in sorted({n for n in names if names.count(n) > 1})
+    ]
     if not names and not problems:
         problems.append(Problem("skip", "leaves no cell"))
     found = Cells(cells, prepared, _baselines(grid, cells))

@@ -119,7 +119,9 @@ def eval_(
 def compare(
     grid: Annotated[str, typer.Argument(help="A shipped study (`vlm list studies`) or the path of a YAML file.")],
     out: Out = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and what it would take.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, and what it would take.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; each gets its share of the cores.")] = 1,
 ) -> None:
     """Train and evaluate a grid of recipes at an equal budget and compare them; the same command again goes on."""

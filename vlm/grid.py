@@ -45,6 +45,8 @@ class Budget(BaseModel):
 
 def _budget(node: Any) -> Any:
     """`flops` means `{flops: baseline}`."""
+    if node is None:
+        return None
     kinds = list(Budget.model_fields)
     node = {node: "baseline"} if node in kinds else node
     pairs = list(node.items()) if isinstance(node, dict) else []
@@ -177,7 +179,9 @@ def _axis_problems(grid: Grid) -> Iterator[Problem]:
     for axis, labels in grid.axes.items():
         place = join("axes", axis)
         if not grid.names(axis) & used and not any(grid.changes(axis, label) for label in labels):
-            yield Problem(place, f"changes nothing: no place in a recipe has this name, and `${axis}` is written nowhere")
+            yield Problem(
+                place, f"changes nothing: no place in a recipe has this name, and `${axis}` is written nowhere"
+            )
         for name in sorted(grid.names(axis) & grid.prepare.keys()):
             yield Problem(place, f"`${name}` is a model of `prepare` too")
         lacking = {name for label in labels for name in (grid.names(axis) & used) - grid.values(axis, label).keys()}
@@ -186,7 +190,9 @@ def _axis_problems(grid: Grid) -> Iterator[Problem]:
     for first, later in combinations(grid.axes, 2):
         clash = next(_clashes(grid, first, later), None)
         if clash is not None:
-            yield Problem(join("axes", later), f"sets `{clash[1]}`, and `axes.{first}` sets `{clash[0]}`: one undoes the other")
+            yield Problem(
+                join("axes", later), f"sets `{clash[1]}`, and `axes.{first}` sets `{clash[0]}`: one undoes the other"
+            )
 
 
 def _clashes(grid: Grid, first: str, later: str) -> Iterator[tuple[str, str]]:

@@ -226,7 +226,7 @@ def inspect_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides:
 
 
 def changed(source: "str | Path | Mapping[str, Any]", changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A recipe as plain data with values put at dotted places (`model.connector`, `stages.0.steps`), one after the other.
+    """A recipe as plain data with values put at dotted places (`stages.0.steps`), one after the other.
 
     Raises:
         ConfigError: there is no such recipe, or a place leads nowhere; nothing else is checked.

@@ -1,4 +1,4 @@
-"""A whole recipe: train its stages, then evaluate its tasks. What `vlm train`, `vlm demo` and each cell of `vlm compare` do."""
+"""A whole recipe: train its stages, then evaluate its tasks. What `vlm train`, `vlm demo` and `vlm compare` do."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module

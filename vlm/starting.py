@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlm.errors import ConfigError, Problem, choices, join
+from vlm.errors import ConfigError, Problem, choices
 from vlm.parts import prefixes
 from vlm.saving import WEIGHTS, model_folder, weights
 

@@ -72,7 +72,9 @@ def test_many_seeds_and_images_agree_with_drawing_them_again() -> None:
 
 # Least coverage asked for: nominal 0.95 but for the noise of 600 draws (3 standard errors: 0.027).
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
-@pytest.mark.parametrize(("seed", "image", "rest"), [(0.0, 0.3, 0.3), (0.02, 0.3, 0.3), (0.1, 0.3, 0.3), (0.3, 0.1, 0.3)])
+@pytest.mark.parametrize(
+    ("seed", "image", "rest"), [(0.0, 0.3, 0.3), (0.02, 0.3, 0.3), (0.1, 0.3, 0.3), (0.3, 0.1, 0.3)]
+)
 def test_intervals_cover_the_truth_and_tests_keep_their_level(
     seeds: int, seed: float, image: float, rest: float
 ) -> None:

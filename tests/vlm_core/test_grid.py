@@ -41,7 +41,11 @@ def test_every_combination_is_a_cell_with_a_recipe_of_its_own() -> None:
         "perceiver-latents8-seed1",
     ]
     last = found.cells[-1]
-    assert last.recipe == {**TOY, "model": {**TOY["model"], "connector": {"name": "perceiver", "latents": 8}}, "seed": 1}
+    assert last.recipe == {
+        **TOY,
+        "model": {**TOY["model"], "connector": {"name": "perceiver", "latents": 8}},
+        "seed": 1,
+    }
     assert (last.group, last.folder) == ("perceiver, latents 8", OUT / "cells/perceiver-latents8-seed1")
     assert [len(group) for group in found.groups().values()] == [2, 2, 2]
 
@@ -113,7 +117,10 @@ def test_prepared_models_are_one_for_each_value_that_they_depend_on() -> None:
         ({"change": {"stages.7.steps": 1}}, "mlp-seed0.stages.7.steps: `7` is no index"),
         ({"axes": {"connector": {"a/b": {}, "a-b": {"seed": 1}}}}, "two cells are called `a-b`"),
         ({"prepare": {"seed": {}}}, r"axes.seed: `\$seed` is a model of `prepare` too"),
-        ({"prepare": {"a": {"start.llm": "$b"}, "b": {}}, "change": {"start.llm": "$b"}}, "prepared later than it is used"),
+        (
+            {"prepare": {"a": {"start.llm": "$b"}, "b": {}}, "change": {"start.llm": "$b"}},
+            "prepared later than it is used",
+        ),
     ],
 )
 def test_mistakes_in_a_grid_are_named(keys: dict[str, Any], message: str) -> None:
@@ -226,7 +233,10 @@ def test_a_budget_too_small_for_a_step_and_one_that_is_not_known() -> None:
 
 
 def test_a_study_gives_each_cell_the_baselines_budget(tmp_path: Path) -> None:
-    axes = {"connector": {"mlp": {}, "cross": {"model.connector": {"name": "cross_attention", "every": 1}}}, "seed": [0, 1]}
+    axes = {
+        "connector": {"mlp": {}, "cross": {"model.connector": {"name": "cross_attention", "every": 1}}},
+        "seed": [0, 1],
+    }
     found = study(grid(axes=axes, baseline={"connector": "mlp"}, budget="tokens"), tmp_path)
     assert found.steps[("mlp",)] == (6, 20)
     assert sum(found.steps[("cross",)]) > 26, "without placeholders a sample is shorter"

@@ -25,7 +25,9 @@ def test_named_parts_are_the_saved_ones_and_the_others_are_as_without(saved: Pat
     for name, tensor in found.items():
         wanted = plain if name.startswith("connector") else other
         assert torch.equal(tensor, wanted[name]), name
-    assert not torch.equal(plain["encoders.0.model.post_layernorm.weight"], other["encoders.0.model.post_layernorm.weight"])
+    assert not torch.equal(
+        plain["encoders.0.model.post_layernorm.weight"], other["encoders.0.model.post_layernorm.weight"]
+    )
 
 
 def test_weights_come_in_the_precision_of_the_new_model(saved: Path) -> None:
@@ -60,7 +62,11 @@ def test_training_starts_there_and_resumes(saved: Path, tmp_path: Path) -> None:
     [
         ({}, {"encoder": "SAVED"}, r"start.encoder: no such part; did you mean `encoders`\?"),
         ({}, {"encoders": "nowhere"}, r"start.encoders: `nowhere` holds no model"),
-        ({"connector": "linear"}, {"connector": "SAVED"}, "start.connector: `.*` does not fit: it lacks connector.ops.0.*besides"),
+        (
+            {"connector": "linear"},
+            {"connector": "SAVED"},
+            "start.connector: `.*` does not fit: it lacks connector.ops.0.*besides",
+        ),
         ({"encoders": {"name": "siglip", "config": {**SIGLIP, "hidden_size": 16}}}, {"encoders": "SAVED"}, "of shape"),
     ],
 )
