@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "questions.jsonl").write_text('{"image": "photo.png", "question": "What is the number?"}\n')
     (place / "mine.jsonl").write_text('{"image": "photo.png", "question": "What is the number?", "answer": "7"}\n')
     _hugging_face_folder(place / "llava-1.5-7b-hf")
+    (place / "grid.yaml").write_text(blocks(ROOT / "docs/compare.md", "yaml")[0])
     (place / "recipe.yaml").write_text((ROOT / "vlm/recipes/demo.yaml").read_text())
     return place
 
@@ -71,6 +72,8 @@ def test_every_command_runs(page: Path, folder: Path, monkeypatch: pytest.Monkey
         if words[0] in ("make", "python", "source"):
             continue  # `make` is looked at above; the benchmark takes minutes
         assert words[0] == "vlm", command
+        if words[1] == "compare" and "--dry-run" not in words:
+            words.append("--dry-run")  # whole grids take minutes; tests/vlm_core/test_comparing.py goes through one
         if words[1] in ("demo", "train"):
             words += (
                 ["--fast"]
