@@ -1,7 +1,8 @@
-"""The shipped studies, run and written up: `vlm compare` on each of vlm/studies/*.yaml -> docs/studies.md and its plots.
+"""The shipped studies, run and written up: `vlm compare` on each of vlm/studies/*.yaml -> docs/studies.md and plots.
 
-Run on a quiet machine with two cores: `python benchmarks/studies.py` (under an hour for all three; two cells at a time,
-one core each). Interrupted, the same command goes on. `--smoke` goes the whole way in a few steps and writes to `--out`.
+Run on a quiet machine with two cores: `python benchmarks/studies.py` (under an hour for all three; two cells at a
+time, one core each). Interrupted, the same command goes on. `--smoke` goes the whole way in a few steps and writes to
+`--out` only.
 """
 
 import argparse
@@ -56,23 +57,22 @@ def section(name: str, result: Any, folder: Path) -> str:
             pictures.append(f"![{result.title}: {kind}]({folder.name}/{kept.name})")
         path.unlink()
     said = "\n".join(f"- {remark}" for remark in remarks(result, task))
-    return "\n\n".join(
-        [f"## {TITLES[name]}", f"`vlm compare {name}`: {result.description}", FINDINGS[name], *pictures]
-        + [markdown(result, task).strip(), said]
-    )
+    text = [f"## {TITLES[name]}", f"`vlm compare {name}`: {result.description}", FINDINGS[name]]
+    return "\n\n".join([*filter(None, text), *pictures, markdown(result, task).strip(), said])
 
 
 INTRODUCTION = """# Three studies
 
-They come with the kit (`vlm list studies`, files in [vlm/studies](../vlm/studies)), need no download and run on a CPU. All
-start from the same two parts, trained apart before: an encoder that has learned to read slots (48 tokens, 4 x 12), and a
-small LLM that has learned the questions from descriptions in words (`described` in the data source `handwriting`). A
-connector then has to translate the one's tokens for the other, as between a pretrained encoder and a pretrained LLM.
-The task is `handwriting`: 2100 pictures by writers that training never saw, seven kinds of question.
+They come with the kit (`vlm list studies`), need no download and run on a CPU. All start from the same two parts, which
+are trained apart before: an encoder that has learned to read slots (48 tokens, 4 x 12), and a small LLM that has
+learned the questions from descriptions in words (`described` in the data source `handwriting`). A connector then has to
+translate the one's tokens for the other, as between a pretrained encoder and a pretrained LLM. The task is
+`handwriting`: 2100 pictures by writers that training never saw, seven kinds of question.
 
 What holds for models of a million parameters on handwritten numbers need not hold for large ones: the studies show how
 to ask such a question, at equal cost and with honest intervals, on one's own parts and data.
-[compare.md](compare.md) explains the columns and the test."""
+[compare.md](compare.md) explains the columns and the test. NVLM has a hybrid of both routes as well (tiles by
+cross-attention, the thumbnail in the sequence); it joins the first study once the kit has that route."""
 
 FINDINGS = {"nvlm": "", "connectors": "", "freezing": ""}
 

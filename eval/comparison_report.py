@@ -11,14 +11,14 @@ from .comparison import Comparison, Run, TaskComparison
 from .comparison_words import FAILED, remarks, table
 
 _CAPTIONS = {
-    "tokens": "Score by visual tokens. Bars are 95 % intervals, small dots are seeds, a hollow mark is the baseline.",
-    "compute": "Score by planned compute. Bars are 95 % intervals, small dots are seeds, a hollow mark is the baseline.",
+    "tokens": "Score by visual tokens. Bars are 95 % intervals, small dots seeds, a hollow mark the baseline.",
+    "compute": "Score by planned compute. Bars are 95 % intervals, small dots seeds, a hollow mark the baseline.",
     "differences": "Difference from the baseline, paired by question and seed, with its 95 % interval.",
 }
 
 
 def write_report(path: Path, comparison: Comparison, pictures: Mapping[str, Mapping[str, Path]]) -> None:
-    """Write the report; it needs no network, no script and no other file, and leads to each run's own where they are there.
+    """Write the report; it needs no network, no script and no other file, and leads to those of the runs.
 
     Args:
         path: where to.
