@@ -113,12 +113,13 @@ class Adapter:
         asked = [_Asked(request, self._settings(request)) for request in requests]
         return Answers(self._answers(asked), len(asked))
 
-    def loglikelihood(self, requests: Sequence[Any]) -> Sequence[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> Sequence[Any]:
         """(value, whether greedy decoding says so) of each request's continuation, in order.
 
         lmms-eval 0.7.3 takes the choice with the *smallest* value, for its own models return losses: a choice gets
         minus its log-probability, so that the likeliest wins. A target of a task of type `loglikelihood`, whose
-        perplexity is exp(-mean), gets its log-probability.
+        perplexity is exp(-mean), gets its log-probability. A bare pair it would turn into text
+        (`unwrap_generation_output`), so each is wrapped.
         """
         return Answers(self._values(requests), len(requests))
 
@@ -174,7 +175,8 @@ class Adapter:
         document, task, split = request.args[-3:]
         return self.task_dict[task][split][document]
 
-    def _values(self, requests: Sequence[Any]) -> Iterator[tuple[float, bool]]:
+    def _values(self, requests: Sequence[Any]) -> Iterator[Any]:
+        from lmms_eval.api.instance import GenerationResult
         from tqdm import tqdm
 
         todo = iter(requests)
@@ -186,7 +188,8 @@ class Adapter:
                     raise Unanswered(f"{_name(chunk[0])} to {_name(chunk[-1])}: {error}") from error
                 for request, one in zip(chunk, found, strict=True):
                     bar.update()
-                    yield -one.value if isinstance(request.args[1], str) else one.value, one.greedy
+                    sign = -1 if isinstance(request.args[1], str) else 1
+                    yield GenerationResult((sign * one.value, one.greedy))
 
     def _continued(self, request: Any) -> Sample:
         """The context as the user's turn and the continuation as the assistant's, without the space before it: what

@@ -44,7 +44,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "lmms_eval.api": {},
         "lmms_eval.api.model": {"lmms": Base},
         "lmms_eval.api.instance": {
-            "GenerationResult": lambda text, token_counts: SimpleNamespace(text=text, token_counts=token_counts),
+            "GenerationResult": lambda text, token_counts=None: SimpleNamespace(text=text, token_counts=token_counts),
             "TokenCounts": SimpleNamespace,
         },
         "lmms_eval.models": {},
@@ -100,7 +100,7 @@ def adapter(kind: str, folder: str, **options: Any) -> Any:
     return model
 
 
-def texts(answers: Any) -> list[str]:
+def texts(answers: Any) -> list[Any]:
     return [answer.text for answer in answers]
 
 
@@ -340,12 +340,12 @@ def test_the_likeliest_choice_has_the_smallest_value(folder: str) -> None:
     model = adapter("Simple", folder)
     choices = [request(0, "What is it?", f" {choice}", visuals) for choice in ("ship", "A", "a long sentence")]
     target = request(0, "What is it?", lambda document: "ship", visuals)
-    values = model.loglikelihood([*choices, target])
-    texts = [
-        Sample([Turn("user", "What is it?"), Turn("assistant", c)], [picture(1)])
-        for c in ("ship", "A", "a long sentence")
+    values = texts(model.loglikelihood([*choices, target]))
+    samples = [
+        Sample([Turn("user", "What is it?"), Turn("assistant", choice)], [picture(1)])
+        for choice in ("ship", "A", "a long sentence")
     ]
-    likely = [likelihoods(model.model, [sample])[0].value for sample in texts]
+    likely = [likelihoods(model.model, [sample])[0].value for sample in samples]
     assert [value for value, _ in values] == pytest.approx([*(-one for one in likely), likely[0]], abs=1e-4)
     assert all(isinstance(greedy, bool) for _, greedy in values)
     with pytest.raises(ConfigError, match="acc_mutual_info"):
