@@ -76,6 +76,55 @@ def test_an_image_is_opened_and_encoded_once(toy: Callable[..., Any], monkeypatc
     assert sorted(opened) == sorted(paths)
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 262}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+LLMS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen3": GROUPED,
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "vocab_size": 262},
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 262},
+    "mpt": {"d_model": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 262, "max_seq_len": 512},
+    "mistral": {**GROUPED, "sliding_window": 24},
+    "gemma3_text": {**GROUPED, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2},
+}
+
+
+@pytest.mark.parametrize("family", LLMS)
+def test_what_questions_share_is_read_once(toy: Callable[..., Any], family: str) -> None:
+    """Where a cache is one key and value a position; in every family the logits are those of a batch without it."""
+    config = {"model_type": family, **LLMS[family]}
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][:3]
+    model = toy("mlp", llm={"tokenizer": "bytes", "config": config})
+    pictures = [picture(1), picture(2), picture(3)]
+    samples = [
+        ask(f"{'Look closely. ' * 3}{question}", [image], id=f"{number}{question}")
+        for number, image in enumerate(pictures)
+        for question in ("A?", "Which of them?", "A?!", "A")
+    ]
+    read: list[int] = []
+
+    def count(_: Any, args: Any, given: dict[str, Any]) -> None:
+        if given.get("inputs_embeds") is not None:
+            read.append(given["inputs_embeds"].shape[0] * given["inputs_embeds"].shape[1])
+
+    model.llm.register_forward_pre_hook(count, with_kwargs=True)
+
+    def scores(groups: list[int] | None) -> torch.Tensor:
+        read.clear()
+        batch = model.processor(samples, side="left")
+        settings = {"output_scores": True, "return_dict_in_generate": True, "max_new_tokens": 4, "groups": groups}
+        return torch.stack(model.generate(batch, **settings).scores)  # [steps, B, V]
+
+    wanted = scores(None)
+    positions = sum(read)
+    found = scores([number // 4 for number in range(12)])
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) < 1e-5
+    assert (sum(read) < 0.6 * positions) == (family not in ("mistral", "gemma3_text"))
+    assert all(float((wanted[0, 0] - wanted[0, row]).abs().max()) > 1e-3 for row in range(1, 12))
+
+
 def test_a_connector_that_reads_the_question_sees_each(toy: Callable[..., Any], monkeypatch: Any) -> None:
     """What InstructBLIP's Q-Former makes of an image depends on what is asked."""
     text = {"tokenizer": "bytes", "vocabulary": 300, "length": 128}
