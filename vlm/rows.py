@@ -16,6 +16,8 @@ from vlm.errors import ConfigError
 CHUNK = 1 << 20
 """Bytes read at a time."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_AFTER = frozenset(" \t\n\r,:]}")
+"""What may stand behind a value."""
 _BOM = codecs.BOM_UTF8
 
 
@@ -162,6 +164,9 @@ class _Reader:
 
     def _next(self) -> str:
         """The next character that is no space; empty at the end."""
+        character = self._text[self._at : self._at + 1]
+        if character and character not in " \t\n\r":
+            return character
         while True:
             space = _SPACE.match(self._text, self._at)
             self._advance(space.end() if space else self._at)
@@ -171,7 +176,7 @@ class _Reader:
     def _take(self, character: str) -> None:
         if self._next() != character:
             self._fail(f"`{character}`")
-        self._advance(self._at + 1)
+        self._at, self._byte = self._at + 1, self._byte + 1
 
     def _value(self) -> Any:
         self._next()
@@ -182,7 +187,7 @@ class _Reader:
                 if self._more():
                     continue
                 raise ConfigError(f"`{self._path}` is no JSON, line {self._line}: {error}") from error
-            if end < len(self._text) or not self._more():  # a number may go on beyond the window
+            if self._text[end : end + 1] in _AFTER or not self._more():  # a number may go on beyond the window
                 self._advance(end)
                 return value
 

@@ -523,8 +523,8 @@ def text_recognition_lmdb(folder: Path) -> list[Want]:
 def sroie(folder: Path) -> list[Want]:
     wants = []
     prompt = (
-        "Give the company, date, address and total of this receipt as a JSON object with exactly the keys company, date,"
-        " address and total. Copy each text as it is printed."
+        "Give the company, date, address and total of this receipt as a JSON object with exactly the keys company,"
+        " date, address and total. Copy each text as it is printed."
     )
     for name in ("X00016469670", "X5"):
         fields = {"company": "OJC SDN BHD", "date": "15/01/2019", "address": "NO 2, JALAN É", "total": "193.00"}

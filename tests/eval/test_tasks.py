@@ -23,7 +23,7 @@ EMBEDDED = {"handwriting", "mine"}
 def _any_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and prompts are looked at here, whichever metrics there are."""
     names = {read_yaml(path)["metric"] for path in shipped_tasks().values()}
-    monkeypatch.setattr(tasks, "METRICS", {name: METRICS["exact_match"] for name in names})
+    monkeypatch.setattr(tasks, "METRICS", dict.fromkeys(names, METRICS["exact_match"]))
 
 
 def wanted(sample: Any, asked: Any) -> Want:
