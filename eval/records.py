@@ -15,7 +15,7 @@ from vlm.images import ImageLike
 from vlm.sample import Sample
 
 from .fields import Fields
-from .paths import Missing, find, first_keys, is_nothing, render
+from .paths import Missing, find, first_keys, is_nothing, is_template, render
 from .tables import Row, Table, open_tables
 
 PRESENT = "*"
@@ -160,7 +160,7 @@ class TableSource(Source, ABC):
             for row, values in enumerate(table.scan(keys)):
                 for item, fault in self._items(values):
                     if fault is None and isinstance(values, dict):
-                        fault = self._repeated(self._item(values, item), first)
+                        fault = self._repeated(number, self._item(values, item), first)
                     if fault is not None:
                         self._faults[len(self)] = fault
                     for column, value in zip(self._index, (number, row, item), strict=True):
@@ -180,7 +180,7 @@ class TableSource(Source, ABC):
             return
         yield from ((item, None) for item in range(count))
 
-    def _repeated(self, row: Row, first: dict[str, int]) -> ValueError | None:
+    def _repeated(self, number: int, row: Row, first: dict[str, int]) -> ValueError | None:
         """What is wrong with the id of the sample that is next; `first` has those of the others."""
         if not self._fields.id:
             return None
@@ -194,8 +194,9 @@ class TableSource(Source, ABC):
         if index == len(self):
             return None
         table, place = self._tables[self._index[0][index]], self._index[1][index]
-        file = "" if table.path.stem == row["$file"] or table.label == row["$file"] else f" of {table.path}"
-        return ValueError(f"{self._fields.id} {name} stands twice, first in row {place + 1}{file}")
+        file = "" if table is self._tables[number] else f" of {table.path}"
+        what = "id" if is_template(self._fields.id) else self._fields.id
+        return ValueError(f"{what} {name} stands twice, first in row {place + 1}{file}")
 
     def _probe(self) -> None:
         """A file in which the first rows all lack a key is another file, not one with faulty rows."""

@@ -1,5 +1,7 @@
 """Every shipped task on a toy folder in the benchmark's official layout, against plain loops; and submission files."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from vlm.eval.task import load_task, shipped_tasks
 from vlm.images import open_image
 from vlm.recipe import read_yaml
 
-from .layouts import LAYOUTS, Want, text_recognition_lmdb
+from .layouts import LAYOUTS, Want, paint, text_recognition_lmdb
 
 EMBEDDED = {"handwriting", "mine"}
 
@@ -144,3 +146,37 @@ def test_a_hidden_split_gives_a_submission(tmp_path: Path) -> None:
     sample = task.open()[0]
     given = Given(sample.id, Path(str(sample.images[0])).name, "Green tea.")
     assert FORMATS[task.submission]([given]) == [{"image": "VizWiz_test_00000000.jpg", "answer": "green tea"}]
+
+
+def test_the_task_in_the_docs_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf8")
+    (tmp_path / "signs.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0])
+    asked = [
+        {"qid": 1, "text": "What?", "lang": "en", "photo": 7, "place": "the church"},
+        {"qid": 2, "text": "Quoi?", "lang": "fr", "photo": 8, "place": None},
+        {"qid": 3, "text": "Was?", "lang": "de", "photo": 9, "place": ""},
+    ]
+    for name in ("centre", "suburbs"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": {"questions": asked}}))
+    (tmp_path / "answers.csv").write_text("question,answer\n1,STOP\n3,HALT\n1,stop\n")
+    paint(tmp_path / "photos/000007.jpg")
+    task = load_task(f"{tmp_path / 'signs.yaml'}", data=str(tmp_path))
+    source = task.open()
+    found = [wanted(source[index], task.ask(source[index])) for index in range(len(source))]
+    photo = str(tmp_path / "photos/000007.jpg")
+    end = "\nAnswer with the text of the sign."
+    assert found[0] == Want("centre-1", f"Near the church.\nWhat?{end}", [photo], ["STOP", "stop"], "en")
+    assert [want.id for want in found] == ["centre-1", "centre-3", "suburbs-1", "suburbs-3"]
+    assert found[1].prompt == f"Was?{end}"
+    assert source.missing_images() == [str(tmp_path / "photos/000009.jpg")]
+
+
+def test_the_docs_name_every_task() -> None:
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf8")
+    for name in shipped_tasks():
+        task = load_task(name)
+        line = next(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        assert f"| {task.max_new_tokens} |" in line, name
+        assert f"`{task.metric}`" in line, name
+        assert all(f"`{split}`" in line for split in task.splits), name
+        assert name == "mmbench" or all(f"`{prompt}`" in line for prompt in task.prompts) or name == "refcocog", name
