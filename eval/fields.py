@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from vlm.images import ImageLike, open_image
 from vlm.sample import IMAGE_MARK, Sample, Turn
 
-from .paths import Empty, Missing, as_text, find, is_nothing, render
+from .paths import Empty, Missing, as_text, check, find, is_nothing, render
 from .tables import Row
 
 _NUMBERED = re.compile(r"<image (\d+)>")
@@ -56,6 +56,14 @@ class Fields(BaseModel):
     missing: tuple[str, ...] = ()
     """Texts that stand for no value, such as `nan` in files that were written so."""
 
+    @model_validator(mode="after")
+    def _checked(self) -> "Fields":
+        single = [self.id, self.question, self.answers, self.correct, self.box, self.category, self.group]
+        for expression in [*single, *self.size, *_several(self.choices), *self.images(), *self.texts.values()]:
+            if expression:
+                check(expression)
+        return self
+
     def images(self) -> tuple[str, ...]:
         """The expressions for the images."""
         return _several(self.image)
@@ -73,16 +81,17 @@ class Fields(BaseModel):
         """
         row = {key: None if value in self.missing else value for key, value in row.items()} if self.missing else row
         choices = self._choices(row)
-        question = find(row, self.question) if self.question and "{" not in self.question else None
-        question = as_text(question) if question is not None else self._text(row, self.question)
+        question = self._text(row, self.question)
         images = self.pictures(row, folder)
         if self.numbered:
             (question, *choices), images = _in_place([question, *choices], images)
+        answers = [self._box(row, images)] if self.box else self._answers(row, choices)
+        spoken = [Turn("assistant", answer) for answer in answers[:1]]  # what training teaches to say
         return Sample(
-            turns=[Turn("user", question)],
+            turns=[Turn("user", question), *spoken],
             images=images,
             id=self._text(row, self.id) or name,
-            answers=[self._box(row, images)] if self.box else self._answers(row, choices),
+            answers=answers,
             category=self._category(row),
             choices=choices,
             group=self._text(row, self.group),

@@ -49,10 +49,26 @@ def find(row: Any, expression: str) -> Any:
     found = _walk(row, path.split(".")) if path != "." else _own(row)
     for change in changes:
         name, _, argument = change.partition(" ")
-        if name not in CHANGES:
-            raise ValueError(f"`{expression}`: unknown change `{name}`; allowed: {', '.join(CHANGES)}")
         found = None if is_nothing(found) else CHANGES[name](found, argument)
     return None if _is_nan(found) else found
+
+
+def check(expression: str) -> None:
+    """
+    Raises:
+        ValueError: it is no path or template, or names a change that there is none of.
+    """
+    if is_template(expression):
+        paths = [path for _, path, _, _ in Formatter().parse(expression) if path is not None]
+    else:
+        paths = [expression]
+    for path in paths:
+        key, *changes = (piece.strip() for piece in path.split("|"))
+        for name in (change.partition(" ")[0] for change in changes):
+            if name not in CHANGES:
+                raise ValueError(f"`{expression}`: unknown change `{name}`; allowed: {', '.join(CHANGES)}")
+        if not key:
+            raise ValueError(f"`{expression}` has a path without a key")
 
 
 def first_keys(expression: str) -> set[str]:

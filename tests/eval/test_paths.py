@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from vlm.eval.paths import Empty, Missing, find, first_keys, render
+from vlm.errors import ConfigError
+from vlm.eval.paths import Empty, Missing, check, find, first_keys, render
+from vlm.eval.records import Records
+from vlm.schema import check_options
 
 ROW = {
     "id": 7,
@@ -54,12 +57,27 @@ def test_what_a_path_cannot_find() -> None:
         find(ROW, "id.b")
     with pytest.raises(ValueError, match="`id` is 7, not a list"):
         find(ROW, "id[]")
-    with pytest.raises(ValueError, match="unknown change `upper`; allowed: base64, mod, between, without"):
-        find(ROW, "text | upper")
     with pytest.raises(ValueError, match="`241` is the number of another row"):
         find({"image": "241"}, "image | base64")
     with pytest.raises(ValueError, match="is no base64"):
         find({"image": "no picture!"}, "image | base64")
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("text | upper", "unknown change `upper`; allowed: base64, mod, between, without"),
+        ("{text | upper}.jpg", "unknown change `upper`"),
+        ("a_{n:04d.jpg", "unmatched|expected '}'"),
+        ("a}_{n}", "Single '}'"),
+        ("{}", "has a path without a key"),
+    ],
+)
+def test_expressions_are_checked_before_any_row(expression: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(expression)
+    with pytest.raises(ConfigError, match=message):
+        check_options(Records, {"files": "x", "sample": {"image": expression}})
 
 
 def test_texts_with_paths_in_them() -> None:

@@ -20,7 +20,8 @@ from vlm.eval.refcoco import RefCoco
 from vlm.eval.text_lines import TextLines
 from vlm.images import open_image
 
-from .layouts import ai2d, dump, funsd, mme, paint, png, refcoco, text_recognition, text_recognition_lmdb
+from .layouts import ai2d, funsd, mme, refcoco, text_recognition, text_recognition_lmdb
+from .layouts_vqa import dump, paint, png
 from .test_records import faults
 
 

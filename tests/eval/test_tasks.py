@@ -16,7 +16,8 @@ from vlm.eval.task import load_task, shipped_tasks
 from vlm.images import open_image
 from vlm.recipe import read_yaml
 
-from .layouts import LAYOUTS, Want, paint, text_recognition_lmdb
+from .layouts import LAYOUTS, text_recognition_lmdb
+from .layouts_vqa import Want, paint
 
 EMBEDDED = {"handwriting", "mine"}
 
