@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from vlm.images import ImageLike, open_image
 from vlm.sample import IMAGE_MARK, Sample, Turn
 
-from .paths import Empty, Missing, as_text, check, find, is_nothing, render
 from .annotations import Row
+from .paths import Empty, Missing, as_text, check, find, is_nothing, render
 
 _NUMBERED = re.compile(r"<image (\d+)>")
 

@@ -12,9 +12,9 @@ from vlm.errors import ConfigError, Problem
 from vlm.images import IMAGE_SUFFIXES, ImageError, open_image
 from vlm.sample import Sample
 
+from .annotations import MemoryTable, Row
 from .fields import Fields
 from .records import TableSource
-from .annotations import MemoryTable, Row
 
 _COVER = (25, 249, 255)
 _FORM_LABELS = ("header", "question", "answer")

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from vlm.errors import ConfigError, Problem
 
+from .annotations import Row, Table
 from .fields import Fields
 from .records import Join, Joined, TableSource, Value
-from .annotations import Row, Table
 
 
 class HubJoin(BaseModel):

@@ -14,9 +14,9 @@ from vlm.errors import ConfigError, Problem
 from vlm.images import ImageLike
 from vlm.sample import Sample
 
+from .annotations import Row, Table, open_tables
 from .fields import Fields
 from .paths import Missing, find, first_keys, is_nothing, is_template, render
-from .annotations import Row, Table, open_tables
 
 PRESENT = "*"
 """In `where`: any value but an empty one."""

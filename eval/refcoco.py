@@ -8,9 +8,9 @@ from typing import Any
 from vlm.errors import ConfigError, Problem
 from vlm.rows import json_rows
 
+from .annotations import MemoryTable, Row
 from .fields import Fields
 from .records import TableSource
-from .annotations import MemoryTable, Row
 
 
 class RefCoco(TableSource):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
 
 from vlm.device import best_device
 from vlm.errors import ConfigError, unknown
@@ -54,7 +55,10 @@ def run(
     world = world or World()
     loaded = load_tasks(tasks, data, metric)
     for task in loaded:
-        task.open()
+        missing = task.open().missing_images()
+        if missing and world.is_first:
+            said = f"{task.label}: {len(missing)} image files are missing, the first is {missing[0]}"
+            Console(stderr=True, highlight=False).print(said, style="yellow", soft_wrap=True, markup=False)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if out is None:
         out = Path(model) / "eval" if isinstance(model, str | Path) else Path("runs/eval")

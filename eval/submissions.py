@@ -1,10 +1,13 @@
 """Files that official servers take: a data set's answers, for a split whose truth they keep."""
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm.errors import ConfigError
 
+from .results import Row
 from .text import flat, vqa_normalise
 
 
@@ -77,3 +80,17 @@ FORMATS: Mapping[str, Callable[[Iterable[Given]], list[dict[str, Any]]]] = {
     "docvqa": docvqa,
 }
 """A task's `submission` -> what makes the file's content, to be written as JSON."""
+
+
+def save_submission(path: Path, form: str, rows: Sequence[Row]) -> None:
+    """Write the official file of a task's rows; a question without an answer has an empty one there.
+
+    Args:
+        path: where to.
+        form: a name in `FORMATS`.
+        rows: all of the task's.
+    """
+    given = [
+        Given(row.question.id, Path(row.question.file).name, row.answer) for row in rows if row.question.fault is None
+    ]
+    path.write_text(json.dumps(FORMATS[form](given), ensure_ascii=False), encoding="utf8", errors="backslashreplace")

@@ -7,9 +7,9 @@ from typing import Any
 
 from vlm.errors import ConfigError, Problem
 
+from .annotations import CsvTable, Row, Table
 from .fields import Fields
 from .records import TableSource
-from .annotations import CsvTable, Row, Table
 
 LABELS = "gt.txt"
 DATABASE = "data.mdb"

@@ -104,7 +104,7 @@ def test_splits_and_prompts_have_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown prompt of task `textvqa` `orc`; did you mean `ocr`"):
         load_task("textvqa:orc")
     assert load_task("vqav2@test-dev").hub is None
-    assert load_task("vqav2").source.name == "hub"
+    assert load_task("vqav2").on_hub().source.name == "hub"
 
 
 @pytest.mark.parametrize("name", sorted(set(shipped_tasks()) - EMBEDDED))
