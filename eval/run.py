@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
 
 from vlm.device import best_device
 from vlm.errors import ConfigError, unknown
@@ -13,8 +14,9 @@ from vlm.loading import load
 from vlm.model import VLM
 
 from .metrics import METRICS
+from .predictions import score_predictions
 from .report import Pictures, write_report
-from .results import Row, TaskResult, save_results
+from .results import Row, TaskResult, save_results, save_rows
 from .runner import Answerer, evaluate
 from .task import Task, load_task
 from .world import World
@@ -53,7 +55,10 @@ def run(
     world = world or World()
     loaded = load_tasks(tasks, data, metric)
     for task in loaded:
-        task.open()
+        missing = task.open().missing_images()
+        if missing and world.is_first:
+            said = f"{task.label}: {len(missing)} image files are missing, the first is {missing[0]}"
+            Console(stderr=True, highlight=False).print(said, style="yellow", soft_wrap=True, markup=False)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if out is None:
         out = Path(model) / "eval" if isinstance(model, str | Path) else Path("runs/eval")
@@ -68,14 +73,39 @@ def run(
         if world.is_first:
             save_results(out / "results.json", results, model=name)  # a later task that fails costs no earlier one
     if world.is_first:
-        write_report(
-            out / "report.html",
-            results,
-            title=f"Evaluation of {name}",
-            curves=sorted(Path(model).glob("stages/*/loss.png")) if isinstance(model, str | Path) else [],
-            pictures=pictures_of(answerer, loaded),
-        )
+        curves = sorted(Path(model).glob("stages/*/loss.png")) if isinstance(model, str | Path) else []
+        _write(out, results, name=name, pictures=pictures_of(answerer, loaded), curves=curves)
     return results
+
+
+def score(
+    answers: Path, task: str, *, data: str | None = None, metric: str | None = None, out: Path | None = None
+) -> TaskResult:
+    """Score a file of answers (see `vlm.eval.predictions`), and write `results.json` and `report.html` to `out`.
+
+    Args:
+        answers: a JSON list or JSONL of `{"question_id", "answer"}`.
+        task: what they answer.
+        data: the path that `$DATA` stands for.
+        metric: takes the place of the task's own.
+        out: where to write; nothing is written if absent.
+
+    Raises:
+        ConfigError: the task or the answers cannot be used.
+    """
+    (loaded,) = load_tasks([task], data, metric)
+    result = score_predictions(loaded, answers)
+    if out is not None:
+        _write(out, [result], name=str(answers), pictures=pictures_of(None, [loaded]))
+        save_rows(out / "samples.jsonl", result.rows)
+    return result
+
+
+def _write(
+    out: Path, results: Sequence[TaskResult], *, name: str, pictures: Pictures, curves: Sequence[Path] = ()
+) -> None:
+    save_results(out / "results.json", results, model=name)
+    write_report(out / "report.html", results, title=f"Evaluation of {name}", curves=curves, pictures=pictures)
 
 
 def paths(data: Sequence[str]) -> str | dict[str, str] | None:
@@ -123,7 +153,7 @@ def _on(task: Task, path: str | None) -> Task:
     return task.on_hub() if path is None else task.with_data(path)
 
 
-def pictures_of(model: Answerer, tasks: Sequence[Task]) -> Pictures:
+def pictures_of(model: Answerer | None, tasks: Sequence[Task]) -> Pictures:
     """A function that gives the images of a row as the model's first encoder saw them."""
     sources = {task.label: task.open() for task in tasks}
 

@@ -15,6 +15,7 @@ from vlm.sample import Sample
 from .answers import AnswerLog, Reply, write
 from .questions import Question, read_questions
 from .results import TaskResult, save_rows, score_rows, summarise
+from .submissions import save_submission
 from .task import Task
 from .world import World
 
@@ -104,6 +105,8 @@ def evaluate(
     rows = score_rows(task, questions, log.read())
     if world.is_first:
         save_rows(log.folder / "samples.jsonl", rows)
+        if task.submission and len(indices) == len(source):
+            save_submission(log.folder / "submission.json", task.submission, rows)
     subset = f"{len(indices)} of {len(source)} questions" if len(indices) < len(source) else ""
     return summarise(task, rows, model=identity, settings=settings, subset=subset)
 

@@ -34,7 +34,7 @@ def _task_problems(source: Source, overrides: list[str], tasks: Any) -> list[Pro
     problems: list[Problem] = []
     for number, name in enumerate(inspect_recipe(source, overrides).eval):
         try:
-            tasks.load_task(name).open()
+            tasks.load_task(name).on_hub().open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems
     return problems
