@@ -1,9 +1,9 @@
-"""One model, one task, two harnesses: the same scores and the same answers from the kit and from lmms-eval?
+"""One model, one task, two harnesses: do the kit and lmms-eval give the same answers and the same score?
 
 Run where both are installed, `pip install 'vlm-kit[lmms]'`: `python benchmarks/against_lmms_eval.py [MODEL]`. Without
-a model a small one is trained first (about two minutes on two cores). Nothing is downloaded: the questions are the
-kit's embedded handwriting; the task is lmms-eval's own DocVQA (its prompt, its settings, its ANLS scorer), pointed at a
-local parquet file. Exit status 1 if a score or an answer differs.
+a model a small one is trained first (two minutes on two cores). Nothing is downloaded: the questions are the kit's
+embedded handwriting, put into DocVQA's files; the task is DocVQA as each harness ships it, with its own code for
+prompt, images, settings and scorer. Exit status 1 if a score or an answer differs.
 
 (Not named lmms_eval.py, for Python would then import this file in lmms-eval's place.)
 """
@@ -18,39 +18,37 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 TRAINING = ["stages.0.steps=300", "stages.1.steps=20", "stages.2.steps=150", "eval=[]"]
 """Changes to the demo's recipe: a model that is right about half the time, so that a difference would show."""
 
-TASK = "handwriting_docvqa"
-METRICS = {"anls": "anls", "exact_match": "exact_match"}
-"""The kit's metric by the name that lmms-eval gives its own."""
+METRIC = "anls"
+TASKS = {"docvqa": "handwriting_docvqa", "docvqa_bare": "handwriting_bare"}
+"""lmms-eval's task by the kit's. The first are DocVQA as both ship it; the second ask without "Answer the question
+using a single word or phrase.", which the small model was never taught."""
 
 THEIRS = """include: {docvqa}
 task: {task}
 dataset_path: parquet
 dataset_name: null
 dataset_kwargs: {{data_files: {{validation: {parquet}}}}}
-test_split: validation
-lmms_eval_specific_kwargs: {{default: {{pre_prompt: "", post_prompt: ""}}}}
-metric_list:
-  - {{metric: anls, aggregation: mean, higher_is_better: true}}
-  - {{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true}}
 """
-OURS = """name: {task}-{metric}
+THEIR_BARE = 'lmms_eval_specific_kwargs: {default: {pre_prompt: "", post_prompt: ""}}\n'
+OUR_BARE = """name: docvqa_bare
 version: 1
-source: {{name: json, path: $DATA}}
-metric: {metric}
+source: {name: records, files: $DATA/val_v1.0.json, under: data, sample: {id: questionId, question: question,
+  answers: answers, image: image}}
+prompt: "{question}"
 max_new_tokens: 32
+metric: anls
 """
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one harness says."""
+    """What one harness says of one task."""
 
-    scores: dict[str, float]
+    score: float
     answers: list[str]
     """In the order of the questions."""
 
@@ -63,57 +61,64 @@ def train(folder: Path) -> Path:
     return folder
 
 
-def write_task(folder: Path, count: int) -> None:
-    """The same questions and pictures as lmms-eval reads them (parquet) and as the kit does (PNG files and JSONL)."""
-    from datasets import Dataset, Features, Image, List, Value
+def write_tasks(folder: Path, count: int) -> None:
+    """The same questions and pictures as a parquet file, for lmms-eval, and in DocVQA's official files, for the kit."""
+    from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
     from vlm.embedded import Handwriting
 
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows, lines = [], []
+    disable_progress_bars()
     source = Handwriting(split="test", count=count, seed=5)
-    for sample in (source[index] for index in range(count)):
-        path = folder / "images" / f"{sample.id}.png"
-        sample.images[0].save(path)  # type: ignore[union-attr]
-        row = {"question": sample.turns[0].text, "answers": list(sample.answers)}
-        rows.append({**row, "questionId": sample.id, "image": {"bytes": path.read_bytes(), "path": None}})
-        lines.append(json.dumps({**row, "id": sample.id, "image": f"images/{path.name}"}))
-    kinds = {"question": Value("string"), "answers": List(Value("string")), "questionId": Value("string")}
-    Dataset.from_list(rows, features=Features({**kinds, "image": Image()})).to_parquet(str(folder / "data.parquet"))
-    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
-    docvqa = files("lmms_eval") / "tasks/docvqa/_default_template_docvqa_yaml"
-    place = (folder / "data.parquet").resolve()
+    (folder / "ours/documents").mkdir(parents=True, exist_ok=True)
     (folder / "theirs").mkdir(exist_ok=True)
-    (folder / "theirs" / f"{TASK}.yaml").write_text(THEIRS.format(docvqa=docvqa, task=TASK, parquet=place))
-    for metric in METRICS.values():
-        (folder / f"{metric}.yaml").write_text(OURS.format(task=TASK, metric=metric))
+    rows, records = [], []
+    for number in range(count):
+        sample = source[number]
+        path = folder / "ours/documents" / f"{sample.id}.png"
+        sample.images[0].save(path)  # type: ignore[union-attr]
+        row = {"question": sample.turns[0].text, "answers": list(sample.answers), "questionId": number}
+        rows.append({**row, "image": {"bytes": path.read_bytes(), "path": None}})
+        records.append({**row, "image": f"documents/{path.name}", "question_types": [sample.category]})
+    (folder / "ours/val_v1.0.json").write_text(json.dumps({"data": records}))
+    (folder / "ours/bare.yaml").write_text(OUR_BARE)
+    kinds = {"question": Value("string"), "answers": List(Value("string")), "questionId": Value("int64")}
+    parquet = (folder / "theirs/data.parquet").resolve()
+    Dataset.from_list(rows, features=Features({**kinds, "image": Image()})).to_parquet(str(parquet))
+    docvqa = files("lmms_eval") / "tasks/docvqa/docvqa_val.yaml"
+    for ending, task in zip(("", THEIR_BARE), TASKS.values(), strict=True):
+        text = THEIRS.format(docvqa=docvqa, task=task, parquet=parquet) + ending
+        (folder / "theirs" / f"{task}.yaml").write_text(text)
 
 
-def ours(model: Path, folder: Path, batch_size: int) -> Found:
-    """The kit's harness."""
+def ours(model: Path, folder: Path, batch_size: int) -> list[Found]:
+    """The kit's harness, a result a task."""
     from vlm.eval.run import run
 
-    tasks = [str(folder / f"{metric}.yaml") for metric in METRICS.values()]
-    results = run(model, tasks, data=str(folder / "data.jsonl"), out=folder / "ours", batch_size=batch_size)
-    scores = {name: result.score for name, result in zip(METRICS, results, strict=True)}
-    return Found(scores, [row.answer for row in results[0].rows])
+    tasks, data = ["docvqa", str(folder / "ours/bare.yaml")], str(folder / "ours")
+    results = run(model, tasks, data=data, out=folder / "ours/eval", batch_size=batch_size)
+    return [Found(result.score, [row.answer for row in result.rows]) for result in results]
 
 
-def theirs(model: Path, folder: Path, batch_size: int) -> Found:
+def theirs(model: Path, folder: Path, batch_size: int) -> list[Found]:
     """lmms-eval's command, which finds the model by its entry point."""
     out = folder / "theirs" / f"{time.time_ns()}"
-    command = [sys.executable, "-m", "lmms_eval", "eval", "--model", "vlm_kit"]
-    command += ["--model_args", f"pretrained={model}", "--batch_size", str(batch_size), "--verbosity", "DEBUG"]
-    command += ["--tasks", TASK, "--include_path", str(folder / "theirs"), "--log_samples", "--output_path", str(out)]
+    command = [sys.executable, "-m", "lmms_eval", "eval", "--model", "vlm_kit", "--tasks", ",".join(TASKS.values())]
+    command += ["--model_args", f"pretrained={model}", "--batch_size", str(batch_size), "--log_samples"]
+    command += ["--include_path", str(folder / "theirs"), "--output_path", str(out), "--verbosity", "DEBUG"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(out / "cache")}
     with (folder / "theirs.log").open("w") as log:
         status = subprocess.run(command, env={**os.environ, **offline}, stdout=log, stderr=log).returncode
     if status:
         raise SystemExit(f"{' '.join(command)} failed; see {folder / 'theirs.log'}")
-    results = json.loads(one(out, "*_results.json").read_text())["results"][TASK]
-    samples = [json.loads(line) for line in one(out, f"*_samples_{TASK}.jsonl").read_text().splitlines()]
-    samples.sort(key=lambda sample: int(sample["doc_id"]))
-    return Found({name: results[f"{name},none"] for name in METRICS}, [answer_of(sample) for sample in samples])
+    scores = json.loads(one(out, "*_results.json").read_text())["results"]
+    return [Found(scores[task][f"{METRIC},none"], answers(one(out, f"*_{task}.jsonl"))) for task in TASKS.values()]
+
+
+def answers(samples: Path) -> list[str]:
+    """The answers that lmms-eval scored, in the order of the documents."""
+    lines = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: int(line["doc_id"]))
+    found = [line["filtered_resps"] for line in lines]
+    return [answer if isinstance(answer, str) else answer[0] for answer in found]
 
 
 def one(folder: Path, pattern: str) -> Path:
@@ -121,21 +126,17 @@ def one(folder: Path, pattern: str) -> Path:
     return path
 
 
-def answer_of(sample: dict[str, Any]) -> str:
-    answer = sample["filtered_resps"]
-    return answer if isinstance(answer, str) else answer[0]
-
-
-def show(kit: Found, other: Found) -> bool:
+def show(kit: list[Found], other: list[Found]) -> bool:
     """Print both side by side; whether all is equal."""
-    same = sum(first == second for first, second in zip(kit.answers, other.answers, strict=True))
-    lines = [f"{'metric':12} {'vlm-kit ' + version('vlm-kit'):>20} {'lmms-eval ' + version('lmms-eval'):>20}"]
-    for name, score in kit.scores.items():
-        lines.append(f"{name:12} {score:20.12f} {other.scores[name]:20.12f}")
-    lines.append(f"equal answers: {same} of {len(kit.answers)}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    close = all(abs(score - other.scores[name]) < 1e-9 for name, score in kit.scores.items())
-    return close and same == len(kit.answers)
+    ours, theirs = f"vlm-kit {version('vlm-kit')}", f"lmms-eval {version('lmms-eval')}"
+    sys.stdout.write(f"{'task (' + METRIC + ')':16} {ours:>16} {theirs:>16}   equal answers\n")
+    equal = True
+    for task, first, second in zip(TASKS, kit, other, strict=True):
+        same = sum(a == b for a, b in zip(first.answers, second.answers, strict=True))
+        equal &= abs(first.score - second.score) < 1e-9 and same == len(first.answers)
+        number = len(first.answers)
+        sys.stdout.write(f"{task:16} {first.score:16.12f} {second.score:16.12f}   {same} of {number}\n")
+    return equal
 
 
 if __name__ == "__main__":
@@ -147,7 +148,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     folder = arguments.out.resolve()
     model = arguments.model or train(folder / "run")
-    write_task(folder, arguments.count)
+    write_tasks(folder, arguments.count)
     kit = ours(model, folder, arguments.batch_size)
     other = theirs(model.resolve(), folder, arguments.batch_size)
     sys.exit(0 if show(kit, other) else 1)

@@ -276,6 +276,18 @@ def test_what_is_no_image_is_refused() -> None:
         chat_sample([{"role": "user", "content": "x"}, {"role": "assistant", "content": "The"}], pictures, "s")
 
 
+@pytest.mark.usefixtures("harness")
+def test_questions_about_one_image_share_its_encoding(folder: str) -> None:
+    """lmms-eval reads the document, and so the image, anew for each question."""
+    model, seen = adapter("Simple", folder), list[int]()
+    model.model.encoders[0].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    requests = [simple(0) for _ in range(6)] + [simple(3)]
+    for one in requests:
+        one.args = (*one.args[:2], lambda document: [image.copy() for image in document["images"]], *one.args[3:])
+    assert texts(model.generate_until(requests)) == [wanted(model)[0]] * 6 + [wanted(model)[3]]
+    assert sum(seen[:2]) == 2
+
+
 def test_equal_pictures_are_one() -> None:
     pictures = Pictures(2)
     first, again, other = picture(1), picture(1), picture(2)
