@@ -13,7 +13,7 @@ from .answers import Reply
 from .intervals import Interval, intervals
 from .questions import Question
 from .scoring import Answered, Figure, Metric, Score, Verdict
-from .task import Task
+from .task import Published, Task
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ class TaskResult:
     scales: tuple[Figure, ...] = ()
     """How each figure is shown."""
     categories: dict[str, CategoryScore] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+    """Other models' scores; which of them may stand beside this one says `vlm.eval.report_published`."""
     rows: Sequence[Row] = field(default=(), repr=False, compare=False)
     """One per sample, in the source's order; on disk they are in `samples.jsonl`."""
 
@@ -211,6 +213,7 @@ def summarise(
         conditions=_conditions(task, rows, model=model, settings=settings or {}, subset=subset),
         scales=() if task.hidden else metric.figures,
         categories={name: _category(metric, group) for name, group in sorted(named.items())},
+        published=task.published,
         rows=rows,
     )
 
