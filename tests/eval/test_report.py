@@ -244,6 +244,8 @@ def test_what_all_prompts_end_with_stands_back(page: Any) -> None:
     seen = page(made([says("yes", prompt="Red?\nIn a word."), says("no", prompt="Other")], asked))
     texts = [[part.text for part in card.all("p", "asked")] for card in seen.all("article")]
     assert sorted(texts) == [["Other"], ["Red?", "In a word."]]
+    inline = page(made([says("yes", prompt='Where is "it"?')], task(prompt='Where is "{question}"?')))
+    assert [part.text for part in inline.all("p", "asked")] == ['Where is "it"?']
 
 
 def test_choices_show_which_is_right_and_which_was_chosen(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +288,12 @@ def test_where_lower_is_better_the_lowest_category_comes_first(page: Any) -> Non
     samples = [says("abcd", references=("abcd",), category="good"), says("abxx", references=("abcd",), category="bad")]
     bars = page(made(samples, task("cer"))).one("div", "bars")
     assert [name.text for name in bars.all("span", "name")] == ["good", "bad"]
+
+
+def test_equal_categories_come_by_the_numbers_in_their_names(page: Any) -> None:
+    names = ["level 10", "level 2", "Level 1", "a"]
+    bars = page(made([says("yes", category=name) for name in names], task())).one("div", "bars")
+    assert [name.text for name in bars.all("span", "name")] == ["a", "Level 1", "level 2", "level 10"]
 
 
 def test_a_hidden_split_has_no_score_and_shows_its_answers(page: Any) -> None:
@@ -379,6 +387,7 @@ def test_several_tasks_share_the_page(page: Any) -> None:
     lines = [link.attributes["href"][1:] for link in seen.one("nav").all("a")]
     assert lines == [section.attributes["id"] for section in seen.all("section")] == ["task-first", "task-second"]
     assert "2 tasks · 2 samples · 0 errors" in seen.one("header").text
+    assert all("100.0 %1 sampleexact_match" in line.text for line in seen.one("nav").all("div", "line"))
 
 
 def test_the_selection_is_seeded(page: Any, yes_no: None, tmp_path: Path) -> None:
