@@ -81,6 +81,7 @@ def facts(conditions: Conditions) -> dict[str, str]:
         "of": conditions.subset,
         "prompt": conditions.variant,
         "decoding": decoding,
+        "source": str(conditions.source.get("name", "")),
         "questions": conditions.questions,
         "model": conditions.model,
         "kit": conditions.kit_version,
