@@ -81,10 +81,10 @@ def facts(conditions: Conditions) -> dict[str, str]:
         "of": conditions.subset,
         "prompt": conditions.variant,
         "decoding": decoding,
-        "source": str(conditions.source.get("name", "")),
-        "questions": conditions.questions,
         "model": conditions.model,
         "kit": conditions.kit_version,
+        "source": str(conditions.source.get("name", "")),
+        "questions": conditions.questions,
     }
     return {name: value for name, value in found.items() if value}
 
