@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -15,7 +16,8 @@ from vlm.model import VLM
 
 from .metrics import METRICS
 from .predictions import score_predictions
-from .report import Pictures, write_report
+from .report import write_report
+from .report_images import Pictures, Seen
 from .results import Row, TaskResult, save_results, save_rows
 from .runner import Answerer, evaluate
 from .task import Task, load_task
@@ -146,7 +148,12 @@ def load_tasks(names: Sequence[str], data: str | Mapping[str, str] | None, metri
     if isinstance(data, str) and not any(task.takes_data for task in bare):
         raise ConfigError(f"--data {data}: none of the tasks {', '.join(known)} reads your own file; `mine` does")
     found = [_on(task, paths.get(task.name)) for task in bare]
-    return [task.model_copy(update={"metric": metric}) for task in found] if metric else found
+    return [_scored_by(task, metric) for task in found] if metric else found
+
+
+def _scored_by(task: Task, metric: str) -> Task:
+    """The task with another metric, beside whose score its published ones must not stand."""
+    return task if task.metric == metric else task.model_copy(update={"metric": metric, "published": ()})
 
 
 def _on(task: Task, path: str | None) -> Task:
@@ -157,10 +164,17 @@ def pictures_of(model: Answerer | None, tasks: Sequence[Task]) -> Pictures:
     """A function that gives the images of a row as the model's first encoder saw them."""
     sources = {task.label: task.open() for task in tasks}
 
-    def pictures(row: Row) -> list[Image.Image]:
-        sample = sources[row.task][row.question.index]
+    def pictures(row: Row) -> list[Seen]:
+        images = [open_image(image) for image in sources[row.task][row.question.index].images]
         if not isinstance(model, VLM):
-            return [open_image(image) for image in sample.images]
-        return [view for image in sample.images for view in model.processor.seen(image)[0]]
+            return [Seen([image], original=image) for image in images]
+        return [_seen(model, image, len(images)) for image in images]
 
     return pictures
+
+
+def _seen(model: VLM, image: Image.Image, images: int) -> Seen:
+    first: Any = model.encoders[0]
+    look, spec = model.processor.look(image, images), first.image
+    cells = [view.cell for view in look.plan.views[0]]
+    return Seen([spec.denormalise(pixels[0]) for pixels in look.pixels], cells, image)

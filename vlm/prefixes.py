@@ -68,9 +68,10 @@ def _read(llm: Any, beginnings: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]
     cache = llm(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
     ).get("past_key_values")
-    if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    layers: list[Any] = cache.layers if isinstance(cache, DynamicCache) else []
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
         return None
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _laid_out(cache: Sequence[tuple[Tensor, Tensor]], groups: Sequence[int], mask: Tensor) -> Any:
