@@ -82,6 +82,14 @@ FORMATS: Mapping[str, Callable[[Iterable[Given]], list[dict[str, Any]]]] = {
 """A task's `submission` -> what makes the file's content, to be written as JSON."""
 
 
+def check_ids(form: str, ids: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: questions of such ids cannot be submitted in this form.
+    """
+    FORMATS[form](Given(id, "", "") for id in ids)
+
+
 def save_submission(path: Path, form: str, rows: Sequence[Row]) -> None:
     """Write the official file of a task's rows; a question without an answer has an empty one there.
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class Source(ABC):
         Raises:
             DataError: that row is no sample.
         """
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
 
     def missing_images(self) -> list[str]:
         """Paths of the image files that the samples name and that are not there, each once, without opening any.

@@ -173,6 +173,21 @@ def test_hidden_answers_give_a_submission_and_no_score(stub: Any, tmp_path: Path
     assert not (tmp_path / "few/hidden/submission.json").exists()  # a server refuses a part
 
 
+def test_ids_that_no_server_has(stub: Any, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "question": "Why?", "answer": "so"}]))
+    for hidden, text in ((True, HIDDEN), (False, HIDDEN.replace("hidden: true", "hidden: false"))):
+        (tmp_path / "task.yaml").write_text(text)
+        task = load_task(str(tmp_path / "task.yaml"), data=str(tmp_path / "data.json"))
+        model = stub(lambda sample: "so")
+        if hidden:
+            with pytest.raises(ConfigError, match="`a` is no number"):
+                evaluate(model, task, out=tmp_path)
+            assert not model.asked
+        else:
+            assert evaluate(model, task, out=tmp_path).counts.errors == 0
+            assert not (tmp_path / "hidden/submission.json").exists()
+
+
 def test_missing_images_are_said_before_the_model_is_asked(stub: Any, mine: str, tmp_path: Path, capsys: Any) -> None:
     run(stub(lambda sample: "x"), ["mine"], data=mine, out=tmp_path / "out")
     assert "mine: 1 image files are missing, the first is" in capsys.readouterr().err
