@@ -164,7 +164,15 @@ packers: Registry[Any] = Registry(
 sources: Registry[Any] = Registry(
     "data source",
     "vlm.data:Source",
-    {"json": "vlm.data:JsonSource", "handwriting": "vlm.embedded:Handwriting"},
+    {
+        "json": "vlm.data:JsonSource",
+        "handwriting": "vlm.embedded:Handwriting",
+        "words": "vlm.eval.rendered:Words",
+        "lines": "vlm.eval.rendered:Lines",
+        "receipts": "vlm.eval.rendered:Receipts",
+        "charts": "vlm.eval.rendered:Charts",
+        "tables": "vlm.eval.rendered:Tables",
+    },
 )
 objectives: Registry[Any] = Registry(
     "objective",
