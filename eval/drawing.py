@@ -60,12 +60,16 @@ def mixed(first: Colour, second: Colour, share: float) -> Colour:
 
 
 def quiet(ground: Colour, other: Colour, ink: Colour, level: int, share: float) -> Colour:
-    """The ground with as much of another colour as leaves the ink readable on it: `share`, or half, or a quarter..."""
-    while contrast(mixed(ground, other, share), ink) < CONTRAST[level][0]:
-        share = share / 2 if share > 0.01 else 0.0
-        if not share:
-            return ground
-    return mixed(ground, other, share)
+    """The ground with as much of another colour as leaves the ink readable on it: `share`, or half, or a quarter...
+
+    Readable too on what lies between the two: half way from one colour to another may be darker than both.
+    """
+    while share > 0.01:
+        path = [mixed(ground, other, share * part) for part in (0.2, 0.4, 0.6, 0.8, 1.0)]
+        if contrast(path, ink).min() >= CONTRAST[level][0]:
+            return path[-1]
+        share /= 2
+    return ground
 
 
 def _colour(values: Any) -> Colour:
@@ -75,7 +79,7 @@ def _colour(values: Any) -> Colour:
 
 @dataclass(frozen=True)
 class Placed:
-    """A text on a canvas: the box of its ink in pixels (left, top, right, bottom), and how it looks."""
+    """A text on a canvas: a box around its ink in pixels (left, top, right, bottom), and how it looks."""
 
     text: str
     box: tuple[int, int, int, int]

@@ -156,8 +156,8 @@ UNITS: Mapping[str, str] = MappingProxyType(
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 FRAME = frozenset(
-    _words("total subtotal cash card change date time incl vat thank you till tel street eur of in by x q1 q2 q3 q4")
-).union(word for text in (*MONTHS, *DAYS, *UNITS.values()) for word in text.lower().replace("/", " ").split())
+    _words("total subtotal cash card change date time incl vat thank you till tel street eur of in by x g")
+).union(word.lower().replace("/", "") for word in (*MONTHS, *DAYS, *UNITS.values()))
 """Words of the forms themselves, which both splits show."""
 
 # Chosen so that no made-up word of one syllable is a rude one.

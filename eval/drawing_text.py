@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw
 from vlm.views import Size
 
 from . import drawing_lexicon as lexicon
-from .drawing import CONTRAST, NO_WEAR, Colour, Point, Wear, contrast, ink_and_ground, ink_of, quiet, warp, worn
+from .drawing import NO_WEAR, Colour, Point, Wear, ink_and_ground, ink_of, quiet, warp, worn
 from .drawing_faces import choose, faces, shows
 from .drawing_lexicon import Split
 
@@ -184,7 +184,7 @@ def compose(
         text = make(rng, split, level, lengths or rules.lengths[form])
     face = choose(rng, level, split, text)
     ink, ground = ink_and_ground(rng, level)
-    other = quiet(ground, _random_colour(rng), ink, level, 0.25) if rules.strokes else ground
+    other = _other(rng, ground, ink, level) if rules.strokes else ground
     shape = _Shape.draw(rng, rules)
     largest, shape = _fit(text, face, shape, size)
     em = max(int(largest * rng.uniform(*rules.scale)), min(LEAST_EM, int(largest)))
@@ -204,9 +204,14 @@ def compose(
     return Print(text, face, em, mask, moved, upright, ink, (ground, other))
 
 
-def _random_colour(rng: np.random.Generator) -> Colour:
-    red, green, blue = rng.integers(0, 256, 3).tolist()
-    return red, green, blue
+def _other(rng: np.random.Generator, ground: Colour, ink: Colour, level: int, tries: int = 6) -> Colour:
+    """A ground of another colour; the same one where the ink allows of no other."""
+    for _ in range(tries):
+        red, green, blue = rng.integers(0, 256, 3).tolist()
+        found = quiet(ground, (red, green, blue), ink, level, 0.3)
+        if found != ground:
+            return found
+    return ground
 
 
 @dataclass(frozen=True)
@@ -285,9 +290,7 @@ def _ground(rng: np.random.Generator, found: Print, level: int, size: Size) -> I
 
 
 def _stroke(rng: np.random.Generator, pen: ImageDraw.ImageDraw, found: Print, level: int, size: Size) -> None:
-    colour = quiet(found.ground[int(rng.integers(2))], _random_colour(rng), found.ink, level, 0.3)
-    if contrast(colour, found.ink) < CONTRAST[level][0]:
-        return
+    colour = _other(rng, found.ground[int(rng.integers(2))], found.ink, level)
     thick = 1 + int(rng.integers(max(2, size[0] // 16)))
     ends = (rng.uniform(-0.1, 1.1, (2, 2)) * (size[1], size[0])).tolist()
     if rng.random() < 0.6:
