@@ -22,6 +22,8 @@ WHITE: Colour = (255, 255, 255)
 LEVELS = (1, 2, 3, 4, 5)
 CONTRAST: dict[int, tuple[float, float]] = {1: (21, 21), 2: (10, 21), 3: (7, 14), 4: (4.5, 9), 5: (3, 5)}
 """Least and most contrast of text and what lies under it, by level, before any wear; 21 is black on white."""
+DARK_GAIN = 2.0
+"""What lies on a dark ground has so many times the contrast: noise and JPEG leave less of it there."""
 DARK: dict[int, float] = {1: 0, 2: 0, 3: 0.15, 4: 0.25, 5: 0.3}
 """Share of the pictures with light text on a dark ground, by level."""
 
@@ -39,12 +41,18 @@ def contrast(first: Any, second: Any) -> Any:
     return (np.maximum(one, other) + 0.05) / (np.minimum(one, other) + 0.05)
 
 
+def bounds(level: int, *, dark: bool) -> tuple[float, float]:
+    """Least and most contrast of a level on a light or a dark ground."""
+    least, most = CONTRAST[level]
+    return (least * DARK_GAIN, min(21.0, most * DARK_GAIN)) if dark else (least, most)
+
+
 def ink_and_ground(rng: np.random.Generator, level: int, *, paper: bool = False) -> tuple[Colour, Colour]:
-    """A colour for text and one for what it stands on, with the contrast of `CONTRAST`; `paper` is never dark."""
+    """A colour for text and one for what it stands on, with the contrast of `bounds`; `paper` is never dark."""
     if level == 1:
         return BLACK, WHITE
-    least, most = CONTRAST[level]
     dark = rng.random() < DARK[level] and not paper
+    least, most = bounds(level, dark=dark)
     while True:
         base, tint, inks = rng.integers(0, 34, (64, 1)), rng.integers(0, 24, (64, 3)), rng.integers(0, 256, (64, 3))
         grounds = base + tint if dark else 255 - base - tint
@@ -64,9 +72,10 @@ def quiet(ground: Colour, other: Colour, ink: Colour, level: int, share: float) 
 
     Readable too on what lies between the two: half way from one colour to another may be darker than both.
     """
+    least, _ = bounds(level, dark=bool(luminance(ground) < luminance(ink)))
     while share > 0.01:
         path = [mixed(ground, other, share * part) for part in (0.2, 0.4, 0.6, 0.8, 1.0)]
-        if contrast(path, ink).min() >= CONTRAST[level][0]:
+        if contrast(path, ink).min() >= least:
             return path[-1]
         share /= 2
     return ground

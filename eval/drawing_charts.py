@@ -62,7 +62,7 @@ def facts(rng: np.random.Generator, split: Split, level: int) -> Facts:
     several = 1 if form == "pie" else int(rng.integers(SERIES[level][0], SERIES[level][1] + 1))
     labels = _moments(rng, level, count) if form == "lines" else _words(rng, split, level, count)
     series = tuple(_words(rng, split, 1, several, set(labels))) if several > 1 else ("",)
-    title = _title(rng, split, level)
+    title = _title(rng, split, level, form)
     if form == "pie":
         return Facts(form, title, labels, series, (_shares(rng, count, GAPS[level]),), 0, 0, True)
     step = _step(rng, level)
@@ -73,12 +73,13 @@ def facts(rng: np.random.Generator, split: Split, level: int) -> Facts:
     return Facts(form, title, labels, series, values, step, top, level <= 2)
 
 
-def _title(rng: np.random.Generator, split: Split, level: int) -> str:
+def _title(rng: np.random.Generator, split: Split, level: int, form: Form) -> str:
     measure = lexicon.pick(rng, lexicon.of_split(lexicon.MEASURES, split)).capitalize()
-    title = f"{measure} of {lexicon.name(rng, split)}"
-    if level >= 3:
-        title += f" by {lexicon.pick(rng, lexicon.of_split(lexicon.SUBJECTS, split))}"
-    return f"{title} in {int(rng.integers(1950, 2030))}" if level >= 2 else title
+    subject = lexicon.pick(rng, lexicon.of_split(lexicon.SUBJECTS, split))
+    name, year = lexicon.name(rng, split), int(rng.integers(1950, 2030))
+    if level >= 3 and form == "lines":  # its labels say when
+        return f"{measure} of the {name} {subject}"
+    return f"{measure} of {name}" + (f" by {subject}" if level >= 3 else "") + (f" in {year}" if level >= 2 else "")
 
 
 def _words(

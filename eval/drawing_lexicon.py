@@ -156,7 +156,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 FRAME = frozenset(
-    _words("total subtotal cash card change date time incl vat thank you till tel street eur of in by x g")
+    _words("total subtotal cash card change date time incl vat thank you till tel street eur of the in by x g")
 ).union(word.lower().replace("/", "") for word in (*MONTHS, *DAYS, *UNITS.values()))
 """Words of the forms themselves, which both splits show."""
 

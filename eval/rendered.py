@@ -58,7 +58,8 @@ class Rendered(Source):
 
     def rng(self, index: int, *more: int) -> np.random.Generator:
         """The random numbers of sample `index`; others for each purpose named by `more`."""
-        return np.random.default_rng([self.stream, self.seed, int(self.split == "test"), index, *more])
+        test = int(self.split == "test")
+        return np.random.default_rng([self.stream, self.seed, test, self.level(index), index, *more])
 
 
 class PrintedText(Rendered):

@@ -172,4 +172,5 @@ def test_targets_spell_the_text() -> None:
         assert len(classes) == source.longest == 14
         letters = "".join((*drawing_text.ALPHABET, "")[number] for number in classes)
         assert letters == sample.answers[0] == sample.turns[-1].text
+    assert f"{drawing_text.NO_CHARACTER} for none" in (Words.__doc__ or "")
     assert Lines(count=1, characters=(5, 20)).longest == 20
