@@ -90,9 +90,15 @@ def test_split_seed_and_index_make_another_picture(name: str) -> None:
         for index in range(5)
     ]
     assert len(set(seen)) == len(seen) == 20
-    drawn = kind(count=10, levels=(2,)).rng(0).integers(2**62)  # type: ignore[call-arg]
-    others = [other(count=10, levels=(2,)).rng(0).integers(2**62) for other in KINDS.values() if other is not kind]  # type: ignore[call-arg]
-    assert drawn not in others, "sources with the same seed are not the same picture in another form"
+    states = [
+        int(other(split=split, seed=seed, levels=(level,)).rng(index).integers(2**62))  # type: ignore[call-arg]
+        for other in KINDS.values()
+        for split in ("train", "test")
+        for seed in (0, 1)
+        for level in (1, 2)
+        for index in (0, 1)
+    ]
+    assert len(set(states)) == len(states) == 80, "not the same picture in another form, split or level either"
 
 
 @EVERY
@@ -123,6 +129,8 @@ def test_kinds_are_taken_in_turn_at_every_level(name: str) -> None:
         assert [turn.role for turn in sample.turns] == ["user", "assistant"] * turns
         assert sample.category == f"level {source.level(7)}, {asked[7][-1]}"
         assert sample.answers[0] == sample.turns[-1].text
+    five = kind(count=25, kinds=tuple(every[:5]))  # as many as levels
+    assert len({(five.level(index), *five.asked(index)) for index in range(25)}) == 25
     doubled = kind(count=40, levels=(1,), kinds=(every[0], every[1], every[0]))
     assert Counter(doubled.asked(index)[0] for index in range(39)) == {every[0]: 26, every[1]: 13}
 

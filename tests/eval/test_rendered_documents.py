@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests.eval.test_drawing import by_hand
 from vlm.eval import drawing_charts, drawing_receipts, drawing_tables
-from vlm.eval.drawing import CONTRAST, LEVELS, Placed, Sheet, slanted
+from vlm.eval.drawing import CONTRAST, LEVELS, Canvas, Placed, Sheet, slanted
 from vlm.eval.drawing_faces import HELD_OUT, TRAIN, font, shows
 from vlm.eval.drawing_lexicon import FRAME, Split, core
+from vlm.eval.drawing_plots import Facts, Look, draw
 from vlm.eval.rendered import Charts, Document, Receipts, Tables
 from vlm.views import Size
 
@@ -44,7 +45,8 @@ def apart(one: Placed, other: Placed) -> bool:
 @AT_LEVEL
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_no_text_is_cut_or_covers_another(kind: ModuleType, level: int, split: Split) -> None:
-    for size in (None, kind.LEAST_SIZE[level]):
+    least = kind.LEAST_SIZE[level]
+    for size in (None, least, (2 * least[0], least[1])):
         for sheet in sheets(kind, level, 6, split, size):
             height, width = sheet.page.size
             assert sheet.page.image.size == (width, height)
@@ -60,20 +62,17 @@ def test_no_text_is_cut_or_covers_another(kind: ModuleType, level: int, split: S
             straight = [placed for placed in sheet.page.placed if not placed.turn]
             for one, other in combinations(straight, 2):
                 assert apart(one, other), (one.text, other.text)
-            _slanting_are_apart(sheet)
+            _slanting_are_apart(sheet.page)
 
 
-def _slanting_are_apart(sheet: Sheet[Any]) -> None:
+def _slanting_are_apart(page: Canvas) -> None:
     """Boxes of slanting labels overlap; their ink does not."""
-    ink = np.zeros(sheet.page.size, np.int64)
-    for placed in sheet.page.placed:
+    ink = np.zeros(page.size, np.int64)
+    for placed in page.placed:
         left, top, right, bottom = placed.box
         spot = ink[top:bottom, left:right]
         spot += np.asarray(slanted(placed.text, placed.face, placed.em, placed.turn)) > 0 if placed.turn else 1
-    turned = [placed for placed in sheet.page.placed if placed.turn]
     assert ink.max() == 1
-    for placed in turned:
-        assert sheet.page.size[0] - placed.box[3] >= 0
 
 
 @KINDS
@@ -410,6 +409,9 @@ def test_answers_about_charts_against_a_slow_reading(level: int) -> None:
             asked[name] += 1
             if name == "difference":
                 assert int(answer) >= (1 if said.printed else 0.25 * said.top)
+        if said.form == "lines":  # no mark hides another
+            for column in zip(*said.values, strict=True):
+                assert all(abs(a - b) >= 0.03 * said.top for a, b in combinations(column, 2))
         top = said.top or 100
         for row in table.values():
             ranked = sorted(row.values())
@@ -417,6 +419,37 @@ def test_answers_about_charts_against_a_slow_reading(level: int) -> None:
             assert min(ranked[-1] - ranked[-2], ranked[1] - ranked[0]) >= gap > 0
             assert said.printed or ranked[0] >= top / 5
     assert min(asked.values()) == 40
+
+
+@pytest.mark.parametrize("level", [3, 5])
+def test_small_slices_side_by_side_keep_their_texts_apart(level: int) -> None:
+    """The worst pies: seven of the smallest slices beside a large one, from wherever the large one begins."""
+    names = ("Alpha", "Bravo", "Charlie", "Delta", "Echo", "Foxtrot", "Golf", "Hotel")
+    fills = tuple((20 * number, 120, 200) for number in range(8))
+    look = Look((0, 0, 0), (255, 255, 255), (200, 200, 200), fills, "DejaVuSans", 14, level)
+    for start in range(8):
+        shares = tuple(65 if number == start else 5 for number in range(8))
+        said = Facts("pie", "Shares", names, ("",), (shares,), 0, 0, True)
+        for size in ((480, 640), (300, 400)):
+            page = draw(said, look, size)
+            assert page is not None or size[0] == 300
+            for one, other in combinations(page.placed if page else [], 2):
+                assert apart(one, other), (one.text, other.text, start)
+
+
+def test_slanting_labels_that_would_touch_are_not_drawn() -> None:
+    labels = tuple(f"Long label {number}" for number in range(9))
+    said = Facts("bars", "Bars", labels, ("",), (tuple(range(1, 10)),), 5, 10, False)
+    drawn = []
+    for em in range(10, 44, 2):
+        look = Look((0, 0, 0), (255, 255, 255), (200, 200, 200), ((0, 120, 200),), "DejaVuSans", em, 3)
+        page = draw(said, look, (900, 480))
+        drawn.append(page is not None)
+        if page is not None:
+            assert page.placed[-1].turn
+            _slanting_are_apart(page)
+    assert drawn == sorted(drawn, reverse=True)
+    assert 2 < sum(drawn) < len(drawn)
 
 
 def _of_chart(kind: str, title: str, row: dict[str, int], quoted: list[str]) -> str:
