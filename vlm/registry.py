@@ -174,6 +174,11 @@ sources: Registry[Any] = Registry(
         "funsd": "vlm.eval.folders:Funsd",
         "text_lines": "vlm.eval.text_lines:TextLines",
         "refcoco": "vlm.eval.refcoco:RefCoco",
+        "words": "vlm.eval.rendered:Words",
+        "lines": "vlm.eval.rendered:Lines",
+        "receipts": "vlm.eval.rendered:Receipts",
+        "charts": "vlm.eval.rendered:Charts",
+        "tables": "vlm.eval.rendered:Tables",
     },
 )
 objectives: Registry[Any] = Registry(
