@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from vlm.errors import ConfigError
 
 from .results import Row
-from .text import flat, vqa_normalise
+from .vqa import evalai_normalise
 
 
 class Given(NamedTuple):
@@ -28,7 +28,7 @@ def vqa(given: Iterable[Given]) -> list[dict[str, Any]]:
     Answers are normalised as LLaVA's `scripts/convert_vqav2_for_submission.py` does: the server compares an answer as
     it is where all ten people agree.
     """
-    return [{"question_id": _number(item.id), "answer": _normalised(item.answer)} for item in _once(given)]
+    return [{"question_id": _number(item.id), "answer": evalai_normalise(item.answer)} for item in _once(given)]
 
 
 def stvqa(given: Iterable[Given]) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def vizwiz(given: Iterable[Given]) -> list[dict[str, Any]]:
 
     Each image has one question; where the images are no files, the id is the image's name.
     """
-    return [{"image": item.image or item.id, "answer": _normalised(item.answer)} for item in _once(given)]
+    return [{"image": item.image or item.id, "answer": evalai_normalise(item.answer)} for item in _once(given)]
 
 
 def docvqa(given: Iterable[Given]) -> list[dict[str, Any]]:
@@ -66,11 +66,6 @@ def _number(text: str) -> int:
     if not text.isdecimal():
         raise ConfigError(f"`{text}` is no number, as this server's question ids are")
     return int(text)
-
-
-def _normalised(answer: str) -> str:
-    """By the processor of EvalAI as LLaVA has it: beside VQAv2's own rules, a possessive stands apart."""
-    return vqa_normalise(flat(answer).lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
 FORMATS: Mapping[str, Callable[[Iterable[Given]], list[dict[str, Any]]]] = {

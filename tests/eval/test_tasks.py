@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from vlm.errors import ConfigError
-from vlm.eval.metrics import METRICS
 from vlm.eval.submissions import FORMATS, Given
 from vlm.eval.task import load_task, shipped_tasks
 from vlm.images import open_image
+from vlm.recipe import read_yaml
 
 from .layouts import LAYOUTS, text_recognition_lmdb
 from .layouts_vqa import Want, paint
