@@ -16,6 +16,7 @@ from vlm import registry
 from vlm.errors import ConfigError
 from vlm.eval.drawing_receipts import LEAST_SIZE
 from vlm.eval.rendered import Charts, Document, Lines, Receipts, Rendered, Tables, Words
+from vlm.eval.scoring import Answered
 from vlm.eval.task import load_task
 from vlm.sample import Sample
 from vlm.schema import check_options
@@ -260,6 +261,5 @@ def test_the_truth_scores_in_full_and_nothing_scores_nothing(name: str) -> None:
     source = task.open()
     for index in range(0, 40, 3):
         sample = source[index]
-        right, wrong = (task.scoring.tally(text, sample.answers) for text in (sample.answers[0], ""))
-        assert task.scoring.verdict(right) == "right"
-        assert task.scoring.verdict(wrong) == "wrong"
+        answered = [Answered(text, sample.answers, category=sample.category) for text in (sample.answers[0], "")]
+        assert [score.verdict for score in task.scoring.score(answered)] == ["right", "wrong"]
