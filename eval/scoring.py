@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+Over = Literal["samples", "mean of categories", "sum of categories"]
+"""What a figure is the ratio of: all samples, or each category by itself."""
 Verdict = Literal["right", "partly", "wrong", "error", "missing", "faulty", "unscored"]
 
 

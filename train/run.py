@@ -38,6 +38,25 @@ from .plots import join_logs, plot_stage, read_metrics
 from .progress import StageBar, quiet
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run folder holds something to go on from."""
+    return any(folder.glob("stages/*/checkpoints/*.ckpt")) or any(folder.glob("stages/*/done.json"))
+
+
+def refuse_another(recipe: Recipe, folder: Path) -> None:
+    """
+    Raises:
+        ConfigError: what `folder` has begun is a run of another recipe.
+    """
+    file = folder / "recipe.yaml"
+    if has_begun(folder) and file.exists():
+        differ = _differences(read_recipe(read_yaml(file)).dump(), recipe.dump())
+        if differ:
+            raise ConfigError(
+                f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out"
+            )
+
+
 class Run:
     """A run folder: what is finished, and where the rest goes on.
 
@@ -49,15 +68,9 @@ class Run:
         self.recipe = recipe
         self.folder = folder
         file = folder / "recipe.yaml"
-        begun = any(folder.glob("stages/*/checkpoints/*.ckpt")) or any(folder.glob("stages/*/done.json"))
-        if begun and file.exists():
-            differ = _differences(read_recipe(read_yaml(file)).dump(), recipe.dump())
-            if differ:
-                raise ConfigError(
-                    f"`{folder}` is a run of another recipe (different: {', '.join(differ)}); take another --out"
-                )
+        refuse_another(recipe, folder)
         if is_first():
-            if not begun:  # of a first attempt that left nothing to go on from, nothing must be taken over
+            if not has_begun(folder):  # of a first attempt that left nothing to go on from, nothing must be taken over
                 shutil.rmtree(folder / "stages", ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")

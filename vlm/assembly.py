@@ -18,6 +18,7 @@ from vlm.recipe import ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
 from vlm.routes import SequenceRoute
 from vlm.schema import construct, given
 from vlm.stages import resolved, stage_problems
+from vlm.starting import begin, start_problems
 from vlm.weights import planning
 
 Source = str | Path | Mapping[str, Any] | Recipe
@@ -27,7 +28,7 @@ T = TypeVar("T")
 def assemble(source: Source, overrides: Sequence[str] = ()) -> VLM:
     """The model of a recipe (a shipped name, a path, or plain data), with weights.
 
-    Parts without weights are random, by the recipe's seed.
+    Parts without weights are random, by the recipe's seed; those in its `start` are another model's.
 
     Raises:
         ConfigError: all mistakes at once, each with its place, before any weight is read.
@@ -35,7 +36,9 @@ def assemble(source: Source, overrides: Sequence[str] = ()) -> VLM:
     recipe, _ = blueprint(source, overrides)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        return build(recipe.model)
+        model = build(recipe.model)
+    begin(model, recipe.start)
+    return model
 
 
 def blueprint(source: Source, overrides: Sequence[str] = ()) -> tuple[Recipe, VLM]:
@@ -74,7 +77,8 @@ def draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
         written_well = not any(problem.place.startswith("model.layout") for problem in builder.problems)
         images = _image_problems(model) if model is not None and written_well else []
         stages = stage_problems(found, model)
-    problems = [*found.problems, *builder.problems, *images, *stages]
+    start = start_problems(found.recipe.start, model) if found.recipe is not None else []
+    problems = [*found.problems, *builder.problems, *images, *stages, *start]
     name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
     return Draft(name, found.recipe, found.stages, model, list(dict.fromkeys(problems)))
 

@@ -132,6 +132,32 @@ def score(
 
 
 @app.command()
+def compare(
+    grid: Annotated[str, typer.Argument(help="A shipped study (`vlm list studies`) or the path of a YAML file.")],
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, and what it would take.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; each gets its share of the cores.")] = 1,
+) -> None:
+    """Train and evaluate a grid of recipes at an equal budget and compare them; the same command again goes on."""
+    with _errors():
+        comparing, console = import_module("vlm.comparing"), _console()
+        if not console.is_terminal:
+            console.width = 160  # a file has no edge
+        folder = out or Path("runs") / f"compare-{comparing.name_of(grid)}"
+        study = comparing.study(grid, folder.resolve())
+        if dry_run:
+            console.print(*import_module("vlm.comparing_show").dry_run(study), sep="\n")
+            return
+        result = comparing.compare(study, folder.resolve(), at_once=jobs, console=console)
+        console.print(import_module("vlm.eval.comparison_tables").tables(result, console.width))
+        console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     connector: Annotated[str, typer.Option(help="Another connector, by one word.")] = "mlp",
     out: Out = None,

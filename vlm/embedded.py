@@ -28,6 +28,7 @@ class Handwriting(Source):
         curriculum: share of the samples from which on numbers may have 2, 3, ... digits; `[0.1, 0.2]` is one digit
             for the first tenth, two up to a fifth, then up to five.
         long: share of the scenes with as many digits as there may be, or one fewer; they are the hardest to read.
+        described: in words in place of the picture (`red 1234`): text from which an LLM learns before it can see.
     """
 
     ordered = True  # each sample is composed afresh, so one order is as random as another
@@ -42,11 +43,12 @@ class Handwriting(Source):
         turns: int = 1,
         curriculum: tuple[float, ...] = (),
         long: float = 0.0,
+        described: bool = False,
     ) -> None:
         self.kinds = list(handwriting.QUESTIONS) if kinds is None else kinds
         _check(self.kinds, curriculum, long, count=count, turns=turns, seed=seed)
         self.split, self.count, self.seed = split, count, seed
-        self.turns, self.curriculum, self.long = turns, curriculum, long
+        self.turns, self.curriculum, self.long, self.described = turns, curriculum, long, described
 
     def __len__(self) -> int:
         return self.count
@@ -57,9 +59,12 @@ class Handwriting(Source):
         kinds = [self.kinds[number % len(self.kinds)] for number in range(first, first + self.turns)]
         asked = [handwriting.ask(scene, kind) for kind in kinds]
         digits = [int(digit) for digit in scene.number]
+        turns = [turn for question, answer in asked for turn in (Turn("user", question), Turn("assistant", answer))]
+        if self.described:
+            turns[0] = Turn("user", f"{scene.colour} {scene.number}\n{turns[0].text}")
         return Sample(
-            turns=[turn for question, answer in asked for turn in (Turn("user", question), Turn("assistant", answer))],
-            images=[scene.image],
+            turns=turns,
+            images=[] if self.described else [scene.image],
             id=f"{self.split}-{index}",
             answers=[asked[-1][1]],
             category=kinds[-1],

@@ -30,6 +30,7 @@ def listing(kind: str | None = None) -> dict[str, dict[str, str]]:
         **{name: partial(_parts, kind) for name, kind in _PARTS.items()},
         "llms": _llms,
         "recipes": _recipes,
+        "studies": _studies,
         "architectures": _architectures,
         "tasks": lambda: import_module("vlm.eval.task").descriptions(),
         "metrics": lambda: import_module("vlm.eval.metrics").descriptions(),
@@ -66,6 +67,11 @@ def _first_line(part: type) -> str:
 
 def _recipes() -> dict[str, str]:
     return {name: str(read_yaml(path).get("description", "")) for name, path in shipped_recipes().items()}
+
+
+def _studies() -> dict[str, str]:
+    files = import_module("vlm.grid").shipped_studies()
+    return {name: str(read_yaml(path).get("description", "")) for name, path in files.items()}
 
 
 def _architectures() -> dict[str, str]:

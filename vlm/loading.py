@@ -9,7 +9,7 @@ from vlm.assembly import build
 from vlm.errors import ConfigError
 from vlm.model import VLM
 from vlm.recipe import ModelSpec
-from vlm.saving import CARRIED, CONFIG, TOKENIZER, WEIGHTS, Origin, load_weights
+from vlm.saving import CARRIED, CONFIG, TOKENIZER, WEIGHTS, Origin, load_weights, model_folder
 from vlm.schema import validate
 from vlm.weights import no_init
 
@@ -21,7 +21,7 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
         ConfigError: the folder holds no model of the kit.
         WeightsError: parameters are missing, unexpected or of another shape.
     """
-    folder = _model_folder(Path(folder))
+    folder = model_folder(Path(folder))
     config = _read_config(folder / CONFIG)
     spec = config["model"]
     _refuse_own_code(spec, folder)
@@ -92,13 +92,6 @@ def _check_files(folder: Path) -> None:
         missing = [f"{TOKENIZER}/chat_template.jinja"]
     if missing:
         raise ConfigError(f"{folder} is not complete: there is no {', '.join(missing)}")
-
-
-def _model_folder(folder: Path) -> Path:
-    for candidate in (folder, folder / "model"):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    raise ConfigError(f"`{folder}` holds no model: there is no {CONFIG} in it or in {folder / 'model'}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

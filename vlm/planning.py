@@ -110,7 +110,7 @@ def plan(
     recipe, model = blueprint(source, overrides)
     own = own_sight(recipe.model, model)
     sights = [sight(stage, own) for stage in recipe.stages]
-    _look(model, recipe, [own, *sights][-1])  # the trained model keeps what its last stage shows
+    look(model, recipe, [own, *sights][-1])  # the trained model keeps what its last stage shows
     sizes, unusable = picture_sizes(images) if images else (_own_size(model), {})
     asked = _Asked(sizes, per_sample, text, devices)
     counts, refused = count_images(model, sizes, images=max(per_sample, 1))
@@ -131,9 +131,9 @@ def plan(
     _cost_forward(found, found.sample, model)
     for number, shown in enumerate(sights):
         if shown != sights[-1]:
-            _look(model, recipe, shown)
+            look(model, recipe, shown)
             _cost_stage(found, recipe, number, model, asked)
-    _look(model, recipe, [own, *sights][-1])
+    look(model, recipe, [own, *sights][-1])
     for number, shown in enumerate(sights):
         if shown == sights[-1]:
             _cost_stage(found, recipe, number, model, asked)
@@ -154,7 +154,7 @@ class _Asked:
 NO_ROOM = "no image leaves room for text in the LLM's context"
 
 
-def _look(model: VLM, recipe: Recipe, shown: Sight) -> None:
+def look(model: VLM, recipe: Recipe, shown: Sight) -> None:
     """Show the encoders this, on the meta device entirely, with the attention that `auto` comes to on a GPU."""
     with planning():
         show(model, recipe.model, shown)

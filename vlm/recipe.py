@@ -1,7 +1,7 @@
 """The recipe: one validated YAML with the model, the stages, the data and the evaluation."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -168,6 +168,8 @@ class Recipe(_Strict):
 
     model: ModelSpec
     stages: list[StageSpec] = []
+    start: dict[str, str] = {}
+    """Part (`encoders.0`, `connector`, `llm`, ...) -> saved model or run whose part's weights it begins with."""
     eval: list[str] = []
     """Tasks that `vlm train` evaluates when all stages are done."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -221,6 +223,24 @@ def inspect_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides:
     if problems:
         raise ConfigError(problems)
     return _checked(raw)
+
+
+def changed(source: "str | Path | Mapping[str, Any]", changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A recipe as plain data with values put at dotted places (`stages.0.steps`), one after the other.
+
+    Raises:
+        ConfigError: there is no such recipe, or a place leads nowhere; nothing else is checked.
+    """
+    raw = dict(source) if isinstance(source, Mapping) else _load(str(source))
+    problems = []
+    for place, value in changes:
+        try:
+            raw = _put(raw, place.split("."), value, place)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return raw
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -1,12 +1,13 @@
-"""A whole recipe: train its stages, then evaluate its tasks. What `vlm train` and `vlm demo` do."""
+"""A whole recipe: train its stages, then evaluate its tasks. What `vlm train`, `vlm demo` and `vlm compare` do."""
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.assembly import Source
 from vlm.errors import ConfigError, Problem, join
-from vlm.recipe import inspect_recipe
+from vlm.recipe import Recipe, inspect_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,23 +19,60 @@ def run(source: Source, overrides: list[str], *, out: Path | None, console: "Con
     Raises:
         ConfigError: every mistake in the recipe, its tasks' names included, before anything heavy is loaded.
     """
-    # The wings know nothing of each other; here is where they are put to work together.
-    training, tasks = import_module("vlm.train.run"), import_module("vlm.eval.task")
-    problems = _task_problems(source, overrides, tasks)
-    recipe = training.check(source, overrides, problems)
-    folder: Path = training.train(recipe, out=out or Path("runs") / training.name_of(source), console=console)
-    if recipe.eval and training.is_first():
-        evaluation, tables = import_module("vlm.eval.run"), import_module("vlm.eval.tables")
-        console.print(tables.table(evaluation.run(folder, recipe.eval, out=folder / "eval", batch_size=64)))
+    recipe = check(source, overrides)
+    training = import_module("vlm.train.run")
+    folder = train(recipe, out=out or Path("runs") / training.name_of(source), console=console)
+    results = evaluate(folder, recipe.eval)
+    if results:
+        console.print(import_module("vlm.eval.tables").table(results))
         console.print(f"Look at it: {folder / 'eval' / 'report.html'}", soft_wrap=True, markup=False)
     return folder
 
 
-def _task_problems(source: Source, overrides: list[str], tasks: Any) -> list[Problem]:
+# The wings know nothing of each other; here is where they are put to work together.
+
+
+def check(source: Source, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe, once it is clear that it can be trained and that its tasks are there.
+
+    Raises:
+        ConfigError: all mistakes.
+    """
+    problems = task_problems(inspect_recipe(source, overrides).eval)
+    return import_module("vlm.train.run").check(source, overrides, problems)  # type: ignore[no-any-return]
+
+
+def train(recipe: Recipe, *, out: Path, console: "Console") -> Path:
+    """All stages of a checked recipe, from where they were left; the run folder."""
+    return import_module("vlm.train.run").train(recipe, out=out, console=console)  # type: ignore[no-any-return]
+
+
+def evaluate(
+    folder: Path, tasks: Sequence[str], *, data: Mapping[str, str] | None = None, limit: int | None = None
+) -> list[Any]:
+    """The results of a run's tasks, whose answers go to its `eval` folder; none in processes that only helped to train.
+
+    Args:
+        folder: the run.
+        tasks: what is asked.
+        data: paths of the files of tasks that read the user's.
+        limit: ask only so many questions of each task.
+    """
+    if not tasks or not import_module("vlm.train.run").is_first():
+        return []
+    options = {"data": data or None, "limit": limit, "batch_size": 64}
+    return import_module("vlm.eval.run").run(folder, tasks, out=folder / "eval", **options)  # type: ignore[no-any-return]
+
+
+def task_problems(names: Sequence[str], data: Mapping[str, str] | None = None) -> list[Problem]:
+    """Tasks that are not there or cannot be opened."""
+    tasks = import_module("vlm.eval.task")
     problems: list[Problem] = []
-    for number, name in enumerate(inspect_recipe(source, overrides).eval):
+    for number, name in enumerate(names):
         try:
-            tasks.load_task(name).on_hub().open()
+            path = (data or {}).get(name)
+            task = tasks.load_task(name, path)
+            (task.on_hub() if path is None else task).open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems
     return problems

@@ -79,6 +79,18 @@ def save(
     return folder
 
 
+def model_folder(folder: Path) -> Path:
+    """Where the model lies: in `folder` itself, or in the `model` folder of a run.
+
+    Raises:
+        ConfigError: in neither.
+    """
+    for candidate in (folder, folder / "model"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise ConfigError(f"`{folder}` holds no model: there is no {CONFIG} in it or in {folder / 'model'}")
+
+
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name; of names that share one storage (tied embeddings) only the first."""
     kept: dict[int, str] = {}
