@@ -58,7 +58,9 @@ def _count(words: Sequence[str]) -> _Counts:
     ]
 
 
-def _closeness(counts: _Counts, truths: Sequence[_Counts], rarity: Mapping[tuple[str, ...], float], new: float) -> float:
+def _closeness(
+    counts: _Counts, truths: Sequence[_Counts], rarity: Mapping[tuple[str, ...], float], new: float
+) -> float:
     """The mean over references and n of the clipped cosine, less for each word too many or too few.
 
     Args:

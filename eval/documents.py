@@ -49,18 +49,18 @@ def nted_accuracy(prediction: Any, reference: Any) -> float:
     """1 - the edit distance of two documents as trees, by that of an empty one to the reference; at least 0.
 
     Follows donut `JSONParseEvaluator.cal_acc`: a text costs its edit distance, a key 1; keys are sorted, lists are
-    not, so that their order matters.
+    not, so that their order matters. An empty reference gives 0.
     """
     return _nted(_normalise(prediction), _normalise(reference))
 
 
 def _nted(prediction: Any, reference: Any) -> float:
     tree, truth = _tree(prediction, "<root>"), _tree(reference, "<root>")
+    size, most = _weight(tree), _weight(truth)
+    if abs(size - most) >= most:  # the distance is at least the difference
+        return 0.0
     if tree == truth:
         return 1.0
-    size, most = _weight(tree), _weight(truth)
-    if abs(size - most) >= most:  # no cheaper way exists than to pay the difference
-        return float(size == most)
     distance = tree_distance(tree, truth, alone=_cost, change=_change)
     return max(0.0, 1 - distance / most)
 

@@ -128,7 +128,9 @@ METRICS: dict[str, Metric] = {
     "wer": Metric(errors(word_errors), "word errors / reference words", _ERRORS),
     "word_accuracy": Metric(each(word_accuracy), "equal in letters and digits (text recognition)"),
     "one_minus_ned": Metric(each(one_minus_ned), "1 - edit distance / longer length (text recognition)"),
-    "char_recall": Metric(char_scores, "characters read / reference characters", (Figure("recall"), Figure("precision"))),
+    "char_recall": Metric(
+        char_scores, "characters read / reference characters", (Figure("recall"), Figure("precision"))
+    ),
     "cider": Metric(cider_scores, "CIDEr-D of captions (COCO, NoCaps)", (Figure("score", unit=""),)),
     "rec": Metric(box_scores(parse_box), "IoU >= 0.5 of a bare box (RefCOCO)", (Figure("score"), Figure("iou"))),
     "rec_anywhere": Metric(

@@ -1,6 +1,6 @@
 """Distance of two ordered trees, after Zhang and Shasha (SIAM J. Comput. 18, 1989)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -24,9 +24,10 @@ def tree_distance(first: Node, second: Node, *, alone: Callable[[str], int], cha
     one, other = (_Side(tree, alone) for tree in _without_equal_ends(first, second))
     changes = [[change(a, b) for b in other.labels] for a in one.labels]
     distances = [[0] * len(other.labels) for _ in one.labels]
-    for root in one.keyroots:
-        for other_root in other.keyroots:
-            _fill(distances, changes, one, root, other, other_root)
+    for other_root in other.keyroots:
+        columns = other.below(other_root)
+        for root in one.keyroots:
+            _fill(distances, changes, one.below(root), columns)
     return distances[-1][-1]
 
 
@@ -48,6 +49,9 @@ def _without_equal_ends(first: Node, second: Node) -> tuple[Node, Node]:
     return first, second
 
 
+_Column = tuple[int, int, int, int]
+
+
 class _Side:
     """A tree as lists over its nodes, children first.
 
@@ -63,6 +67,7 @@ class _Side:
         self.leftmost: list[int] = []
         self._visit(root)
         self.costs = [alone(label) for label in self.labels]
+        self._below: dict[int, list[_Column]] = {}
         self.keyroots = sorted({leaf: number for number, leaf in enumerate(self.leftmost)}.values())
 
     def _visit(self, node: Node) -> int:
@@ -71,25 +76,28 @@ class _Side:
         self.labels.append(node.label)
         return self.leftmost[-1]
 
+    def below(self, root: int) -> list[_Column]:
+        """Of every node below a key root, and itself: its place among them, that of its first leaf, cost and number."""
+        if root not in self._below:
+            start = self.leftmost[root]
+            self._below[root] = [
+                (node - start, self.leftmost[node] - start, self.costs[node], node) for node in range(start, root + 1)
+            ]
+        return self._below[root]
+
 
 def _fill(
-    distances: list[list[int]], changes: list[list[int]], one: _Side, root: int, other: _Side, other_root: int
+    distances: list[list[int]], changes: list[list[int]], rows: Sequence[_Column], columns: Sequence[_Column]
 ) -> None:
     """Fills in the distances of all pairs of subtrees whose first leaf is that of these two key roots.
 
-    This is the inner loop of everything: names are local, and no call is made in it.
+    This is the inner loop of everything: names are local, and no call is made in it but one.
     """
-    start, other_start = one.leftmost[root], other.leftmost[other_root]
-    columns = [
-        (node - other_start, other.leftmost[node] - other_start, other.costs[node], node)
-        for node in range(other_start, other_root + 1)
-    ]
     above = [0]
     for _, _, cost, _ in columns:
         above.append(above[-1] + cost)
     forests = [above]
-    for node in range(start, root + 1):
-        removal, left = one.costs[node], one.leftmost[node] - start
+    for _, left, removal, node in rows:
         known, change, before = distances[node], changes[node], forests[left]
         latest = above[0] + removal
         row = [latest]
@@ -98,12 +106,11 @@ def _fill(
             if latest + insertion < best:
                 best = latest + insertion
             if left or other_left:
-                mapped = before[other_left] + known[other_node]
+                if before[other_left] + known[other_node] < best:
+                    best = before[other_left] + known[other_node]
             else:
-                mapped = above[column] + change[other_node]
-            if mapped < best:
-                best = mapped
-            if not (left or other_left):
+                if above[column] + change[other_node] < best:
+                    best = above[column] + change[other_node]
                 known[other_node] = best
             row.append(best)
             latest = best

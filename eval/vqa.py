@@ -27,8 +27,8 @@ VQA_CONTRACTIONS: dict[str, str] = {wrong: right for right in _CONTRACTIONS.spli
 VQA_CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 
 # VizWiz's copy of the table has back-ticks for apostrophes. Keys that hold one never match, since back-ticks are gone
-# by then; seven values and two keys were forgotten when the marks were exchanged.
-_FORGOTTEN = {"ain't", "aren't", "can't", "could've", "we've", "where's", "who've"}
+# by then; eight values and two keys were forgotten when the marks were exchanged.
+_FORGOTTEN = {"ain't", "aren't", "can't", "couldn't", "could've", "we've", "where's", "who've"}
 VIZWIZ_CONTRACTIONS: dict[str, str] = {
     wrong: right if right in _FORGOTTEN else right.replace("'", "`")
     for wrong, right in VQA_CONTRACTIONS.items()

@@ -51,7 +51,7 @@ def pope(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
 
 
 def _pope_tallies(yes: bool, truth: bool) -> dict[str, Tally]:
-    """What one answer adds to each figure; over a set, F1 is twice the hits by (twice the hits + both kinds of miss)."""
+    """What one answer adds to each figure; F1 is twice the hits by (twice the hits + the misses of both kinds)."""
     hit, right = yes and truth, yes == truth
     return {
         "f1": Tally(2.0 * hit, 2.0 * hit + (not right)),
