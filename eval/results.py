@@ -1,24 +1,19 @@
-"""What an evaluation yields: a row per sample, a result per task, and the table that shows the results."""
+"""What an evaluation yields: a row per sample, and a result per task with all that its score depends on."""
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from rich.table import Table
-from rich.text import Text
+from typing import Any
 
 from vlm import __version__
 
-from .metrics import Tally, total
-from .task import Task
-
-Verdict = Literal["right", "partly", "wrong", "error"]
-
-RESAMPLES = 1000
-"""Sets drawn for an interval; its ends then vary by a few hundredths of its width."""
+from .answers import Reply
+from .intervals import Interval, intervals
+from .questions import Question
+from .scoring import Answered, Figure, Metric, Score, Verdict
+from .task import Published, Task
 
 
 @dataclass(frozen=True)
@@ -26,39 +21,117 @@ class Row:
     """One sample, the model's answer and what it is worth."""
 
     task: str
-    index: int
-    """Number of the sample in its source."""
-    id: str
-    category: str
-    question: str
-    """The prompt as the model got it."""
-    answer: str
-    references: tuple[str, ...]
-    tally: Tally
-    verdict: Verdict
-    image: str
-    """The image's path or digest: samples of one image are not independent."""
-    error: str | None = None
-    """Why there is no answer; the row then counts as nothing right, and is counted among the errors."""
-    truncated: bool = False
+    question: Question
+    reply: Reply | None = None
+    """None where the question was not asked: its annotation is faulty, or the answer is missing."""
+    score: Score | None = None
+    """None where there is nothing to score."""
 
     @property
-    def score(self) -> float:
-        return self.tally.value
+    def verdict(self) -> Verdict:
+        """The row in a word."""
+        if self.question.fault is not None:
+            return "faulty"
+        if self.reply is None:
+            return "missing"
+        if self.reply.error is not None:
+            return "error"
+        return "unscored" if self.score is None else self.score.verdict
+
+    @property
+    def answer(self) -> str:
+        return "" if self.reply is None else self.reply.answer
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no answer, or why the annotation cannot be used."""
+        return self.question.fault or (None if self.reply is None else self.reply.error)
+
+    @property
+    def empty(self) -> bool:
+        return self.reply is not None and self.reply.error is None and not self.reply.answer.strip()
+
+    @property
+    def unparsed(self) -> bool:
+        """Whether the metric could not make anything of an answer that is there."""
+        answered = self.reply is not None and self.reply.error is None
+        return answered and self.score is not None and self.score.read_as is None
 
     def to_dict(self) -> dict[str, Any]:
-        """One line of `answers.jsonl`."""
-        keys = ("index", "id", "category", "question", "answer", "references", "score", "verdict", "image")
-        return {key: getattr(self, key) for key in (*keys, "error", "truncated")}
+        """One line of `samples.jsonl`."""
+        keys = ("index", "id", "category", "prompt", "choices", "references", "image", "file")
+        asked = {key: getattr(self.question, key) for key in keys}
+        scored = {} if self.score is None else {"score": self.score.goodness, "read_as": self.score.read_as}
+        cut = self.reply is not None and self.reply.truncated
+        return {
+            **asked,
+            "answer": self.answer,
+            **scored,
+            "verdict": self.verdict,
+            "error": self.error,
+            "truncated": cut,
+        }
+
+
+@dataclass(frozen=True)
+class Value:
+    """One figure of a result."""
+
+    value: float
+    interval: Interval | None
+    """95 % bootstrap interval over images; None where a bootstrap cannot tell (see `vlm.eval.intervals`)."""
 
 
 @dataclass(frozen=True)
 class CategoryScore:
-    """The score of the samples of one category."""
+    """One category by the metric's own figure, or the first that it adds to (MME's cognition)."""
 
+    figure: str
     score: float
+    interval: Interval | None
     n: int
     errors: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What stands beside every score."""
+
+    n: int
+    """Samples that the score is taken over: all but the faulty ones, those with errors included as nothing right."""
+    missing: int
+    """Of these, samples that have no answer yet."""
+    errors: int
+    """Of these, samples that could not be read or answered."""
+    empty: int
+    """Answers without any text."""
+    unparsed: int
+    """Answers in which the metric found no letter, no yes or no, no box; wrong."""
+    truncated: int
+    """Answers that were cut at the longest length."""
+    faulty: int
+    """Samples whose annotation cannot be used: not asked, not part of the score."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a score was measured under: two scores are comparable only if these are the same but for the model."""
+
+    task_version: int
+    metric: str
+    split: str
+    variant: str
+    """Which of the task's prompts."""
+    prompt: str
+    decoding: Mapping[str, Any]
+    source: Mapping[str, Any]
+    questions: str
+    """Digest of all questions, images and references."""
+    subset: str = ""
+    """Which part of the questions was asked; all if empty."""
+    model: str = ""
+    """The model's identity: a digest of its weights and make-up."""
+    kit_version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -66,122 +139,168 @@ class TaskResult:
     """The score of one task, and all that is needed to know what the score means."""
 
     task: str
-    version: int
-    metric: str
-    score: float
-    """Over all samples, those with errors included, as nothing right."""
-    interval: tuple[float, float] | None
-    """95 % bootstrap interval over images; None where a bootstrap cannot tell (see `interval`)."""
-    n: int
-    errors: int
-    """Samples that could not be read or answered."""
-    empty: int
-    """Answers without any text, errors not counted."""
-    truncated: int
-    """Answers that were cut at `max_new_tokens`."""
+    figures: dict[str, Value]
+    """The metric's figures, its own first; empty where the answers are hidden."""
+    counts: Counts
+    conditions: Conditions
+    scales: tuple[Figure, ...] = ()
+    """How each figure is shown."""
     categories: dict[str, CategoryScore] = field(default_factory=dict)
-    prompt: str = ""
-    max_new_tokens: int = 0
-    source: dict[str, Any] = field(default_factory=dict)
-    higher_is_better: bool = True
-    kit_version: str = __version__
+    published: tuple[Published, ...] = ()
+    """Other models' scores; which of them may stand beside this one says `vlm.eval.report_published`."""
     rows: Sequence[Row] = field(default=(), repr=False, compare=False)
-    """One per sample, in the source's order; on disk they are in `answers.jsonl`."""
+    """One per sample, in the source's order; on disk they are in `samples.jsonl`."""
+
+    @property
+    def own(self) -> Value:
+        """The metric's own figure.
+
+        Raises:
+            ValueError: the task's answers are hidden: there is no score.
+        """
+        if not self.figures:
+            raise ValueError(f"{self.task}: the answers of this split are hidden, so there is no score")
+        return next(iter(self.figures.values()))
+
+    @property
+    def score(self) -> float:
+        return self.own.value
+
+    @property
+    def interval(self) -> Interval | None:
+        return self.own.interval
+
+    @property
+    def scale(self) -> Figure:
+        """How the metric's own figure is shown."""
+        return self.scales[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The result without its rows, as `results.json` has it."""
-        content = asdict(replace(self, rows=()))
-        del content["rows"]
-        return content
+        content = {name: getattr(self, name) for name in ("task", "figures", "counts", "conditions", "categories")}
+        plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict))
+        plain["scales"] = {figure.name: {**asdict(figure)} for figure in self.scales}
+        return plain
 
 
-def summarise(task: Task, rows: Sequence[Row]) -> TaskResult:
+def score_rows(task: Task, questions: Sequence[Question], replies: Mapping[str, Reply]) -> list[Row]:
+    """A row per question, scored; what is missing or went wrong counts as nothing right, what is faulty not at all."""
+    sound = [question for question in questions if question.fault is None]
+    answered = [_answered(question, replies.get(question.key)) for question in sound]
+    scores: Sequence[Score | None] = [None] * len(sound) if task.hidden else task.scoring.score(answered)
+    scored = {question.index: score for question, score in zip(sound, scores, strict=True)}
+    return [Row(task.label, one, replies.get(one.key), scored.get(one.index)) for one in questions]
+
+
+def _answered(question: Question, reply: Reply | None) -> Answered:
+    answer = None if reply is None or reply.error is not None else reply.answer
+    return Answered(answer, question.references, question.choices, question.group, question.category)
+
+
+def summarise(
+    task: Task, rows: Sequence[Row], *, model: str = "", settings: Mapping[str, Any] | None = None, subset: str = ""
+) -> TaskResult:
     """The result of a task from all its rows."""
+    metric = task.scoring
+    sound = [row for row in rows if row.score is not None]
     by_category: dict[str, list[Row]] = {}
-    for row in rows:
-        by_category.setdefault(row.category, []).append(row)
+    for row in sound:
+        by_category.setdefault(row.question.category, []).append(row)
     named = by_category if set(by_category) != {""} else {}
     return TaskResult(
-        task=task.name,
-        version=task.version,
-        metric=task.metric,
-        score=total(row.tally for row in rows).value,
-        interval=interval(rows),
-        n=len(rows),
-        errors=_errors(rows),
-        empty=sum(row.error is None and not row.answer.strip() for row in rows),
-        truncated=sum(row.truncated for row in rows),
-        categories={name: _part(group) for name, group in sorted(named.items())},
-        prompt=task.prompt,
-        max_new_tokens=task.max_new_tokens,
-        source=task.source.to_dict(),
-        higher_is_better=task.scoring.higher_is_better,
+        task=task.label,
+        figures=_values(metric, sound),
+        counts=count(rows),
+        conditions=_conditions(task, rows, model=model, settings=settings or {}, subset=subset),
+        scales=() if task.hidden else metric.figures,
+        categories={name: _category(metric, group) for name, group in sorted(named.items())},
+        published=task.published,
         rows=rows,
     )
 
 
-def _part(rows: Sequence[Row]) -> CategoryScore:
-    return CategoryScore(total(row.tally for row in rows).value, len(rows), _errors(rows))
+def count(rows: Sequence[Row]) -> Counts:
+    """What there is to know beside the score."""
+    faulty = sum(row.question.fault is not None for row in rows)
+    return Counts(
+        n=len(rows) - faulty,
+        missing=sum(row.verdict == "missing" for row in rows),
+        errors=_errors(rows),
+        empty=sum(row.empty for row in rows),
+        unparsed=sum(row.unparsed for row in rows),
+        truncated=sum(row.reply is not None and row.reply.truncated for row in rows),
+        faulty=faulty,
+    )
+
+
+def _conditions(task: Task, rows: Sequence[Row], *, model: str, settings: Mapping[str, Any], subset: str) -> Conditions:
+    asked = [(row.question.id, row.question.prompt, row.question.image, row.question.references) for row in rows]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    return Conditions(
+        task_version=task.version,
+        metric=task.metric,
+        split=task.split,
+        variant=task.variant,
+        prompt=task.template,
+        decoding=settings,
+        source=task.source.to_dict(),
+        questions=digest,
+        subset=subset,
+        model=model,
+    )
+
+
+def _values(metric: Metric, rows: Sequence[Row]) -> dict[str, Value]:
+    scores = [row.score for row in rows if row.score is not None]
+    if not scores:
+        return {}
+    categories = [row.question.category for row in rows]
+    ends = intervals(metric, scores, clusters=_clusters(rows), categories=categories)
+    values = metric.values(scores, categories)
+    return {name: Value(value, ends[name]) for name, value in values.items()}
+
+
+def _clusters(rows: Sequence[Row]) -> list[str]:
+    return [row.question.image or f"row {row.question.index}" for row in rows]
+
+
+def _category(metric: Metric, rows: Sequence[Row]) -> CategoryScore:
+    added = {name for row in rows if row.score is not None for name in row.score.tallies}
+    figure = next((figure.name for figure in metric.figures if figure.name in added), metric.figures[0].name)
+    own = _values(metric, rows)[figure]
+    return CategoryScore(figure, own.value, own.interval, len(rows), _errors(rows))
 
 
 def _errors(rows: Sequence[Row]) -> int:
-    return sum(row.error is not None for row in rows)
-
-
-def interval(rows: Sequence[Row], *, seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the score, drawing whole images: their questions rise and fall together.
-
-    The idea of arXiv 2411.00640, section 2.2; a bootstrap serves ratios (character error rate) as well as means. None
-    for a single image, and where all images score the same: drawing from them again would claim certainty.
-    """
-    clusters: dict[str, list[Tally]] = {}
-    for row in rows:
-        clusters.setdefault(row.image or f"row {row.index}", []).append(row.tally)
-    if len({total(tallies).value for tallies in clusters.values()}) < 2:
-        return None
-    sums = np.array([(tally.points, tally.weight) for tally in map(total, clusters.values())])  # [clusters, 2]
-    rng = np.random.default_rng(seed)
-    drawn = (sums[rng.integers(0, len(sums), len(sums))].sum(axis=0) for _ in range(RESAMPLES))
-    scores = [Tally(float(points), float(weight)).value for points, weight in drawn]
-    low, high = np.percentile(scores, [2.5, 97.5])
-    return float(low), float(high)
+    return sum(row.verdict == "error" for row in rows)
 
 
 def save_results(path: Path, results: Sequence[TaskResult], *, model: str) -> None:
     """`results.json`: what was evaluated, with which kit, and every task's result."""
     content = {"model": model, "kit_version": __version__, "results": [result.to_dict() for result in results]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
+    fresh = path.with_name(path.name + ".writing")
+    fresh.write_text(
         json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8", errors="backslashreplace"
     )
+    fresh.replace(path)
+
+
+def save_rows(path: Path, rows: Sequence[Row]) -> None:
+    """`samples.jsonl`: every sample with its answer and what it is worth, in the source's order."""
+    fresh = path.with_name(path.name + ".writing")
+    with fresh.open("w", encoding="utf8", errors="backslashreplace") as file:
+        for row in rows:
+            file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
+    fresh.replace(path)
 
 
 def percent(value: float) -> str:
-    """A score for people: `81.4 %`."""
+    """A share for people: `81.4 %`."""
     return f"{100 * value:.1f} %"
 
 
-def table(results: Sequence[TaskResult]) -> Table:
-    """The results as a rich table, in percent, categories below their task; errors stand beside every score."""
-    shown = Table(title="Evaluation")
-    shown.add_column("task", overflow="fold")
-    shown.add_column("metric", overflow="fold")
-    for heading in ("%", "95 %", "n", "errors", "empty", "cut"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        metric = Text(result.metric + ("" if result.higher_is_better else " ↓"))
-        spread = " – ".join(f"{100 * end:.1f}" for end in result.interval or ())
-        counts = (_count(result.errors, "red"), _count(result.empty, "yellow"), _count(result.truncated, "yellow"))
-        name, score = Text(f"{result.task} v{result.version}", "bold"), Text(f"{100 * result.score:.1f}", "bold")
-        shown.add_row(name, metric, score, spread, str(result.n), *counts)
-        for category, part in result.categories.items():
-            label, errors = Text(f"  {category or '(none)'}"), _count(part.errors, "red")
-            shown.add_row(label, "", f"{100 * part.score:.1f}", "", str(part.n), errors)
-        shown.add_section()
-    if not all(result.higher_is_better for result in results):
-        shown.caption = "↓ lower is better"
-    return shown
-
-
-def _count(number: int, style: str) -> Text:
-    return Text(str(number), style=f"bold {style}" if number else "dim")
+def shown(value: float, figure: Figure) -> str:
+    """A figure's value for people: `81.4 %`, `297 / 1000`."""
+    number = f"{figure.scale * value:.1f}" if figure.scale <= 100 else f"{figure.scale * value:.0f}"
+    return f"{number} {figure.unit}".strip()

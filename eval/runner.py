@@ -1,24 +1,23 @@
-"""Runs one task: asks the model, scores every answer, and writes each to disk as it comes."""
+"""Runs one task: asks the model what has no answer yet, keeps every answer as it comes, and scores the whole."""
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlm.data import DataError, Source
-from vlm.images import ImageError, ImageLike
+from vlm.data import Source
+from vlm.errors import ConfigError
 from vlm.sample import Sample
 
-from .results import Row, TaskResult, summarise
-from .task import Task, references
-
-BATCHES_AT_ONCE = 8
-"""The model gets samples of so many batches in one call: few enough to hold in memory."""
+from .answers import AnswerLog, Reply, write
+from .questions import Question, read_questions
+from .results import TaskResult, save_rows, score_rows, summarise
+from .submissions import check_ids, save_submission
+from .task import Task
+from .world import World
 
 
 class AnswerLike(Protocol):
@@ -28,49 +27,125 @@ class AnswerLike(Protocol):
     def text(self) -> str: ...
     @property
     def error(self) -> str | None:
-        """Why the sample could not be used; `text` is then empty."""
+        """Why the sample could not be answered; `text` is then empty."""
 
     @property
     def truncated(self) -> bool: ...
+    @property
+    def tokens(self) -> int: ...
 
 
 class Answerer(Protocol):
-    """What can be evaluated: a `VLM`, or anything else that answers samples in order, one answer each."""
+    """What can be evaluated: a `VLM`, or anything else that answers samples."""
 
-    def answer(
-        self, samples: Sequence[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
-    ) -> Iterator[AnswerLike]: ...
+    def replies(
+        self, samples: Iterable[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
+    ) -> Iterator[tuple[int, AnswerLike]]:
+        """(number of the sample, its answer), one for each, as they are done."""
 
 
-def evaluate(model: Answerer, task: Task, *, out: Path, batch_size: int = 16, progress: bool = True) -> TaskResult:
-    """Ask `model` everything in `task`.
+def evaluate(
+    model: Answerer,
+    task: Task,
+    *,
+    out: Path,
+    identity: str = "",
+    batch_size: int = 16,
+    limit: int | None = None,
+    progress: bool = True,
+    world: World | None = None,
+) -> TaskResult:
+    """Ask `model` everything in `task` that `out/<task>/answers.jsonl` has no answer to, and score all answers.
 
-    `out/<task>/answers.jsonl` gets a line as soon as an answer is there (a file of an earlier run is replaced). A
-    sample that cannot be read or answered becomes a row with its error: it counts as nothing right, and is counted.
+    An answer is written as soon as it is there and kept by task, question, prompt, image, model and generation
+    settings; run again after an interruption, only the batch that was in flight is asked again, and samples that
+    failed. A sample that cannot be answered becomes an error: it counts as nothing right, and is counted. One whose
+    annotation cannot be used is not asked, not scored, and counted.
 
     Args:
         model: what answers.
         task: what is asked.
         out: folder for the answers of all tasks.
+        identity: of the model (see `vlm.identity`): another one's answers are not taken for its own.
         batch_size: samples per forward pass.
+        limit: ask only so many, drawn by a fixed seed: a smaller number's are among a larger one's.
         progress: show a bar on the terminal's error stream, if there is a terminal.
+        world: the processes that share the work; this one alone if absent.
 
     Raises:
-        ConfigError: the task's data cannot be opened.
+        ConfigError: the data cannot be opened, no sample of it can be used, or the log of answers is damaged.
+        RuntimeError: the model did not give one answer to each sample.
     """
-    source = task.open()
-    path = out / task.name / "answers.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    # Half a surrogate pair, which JSON can name and UTF-8 cannot, is written the way JSON names it.
-    with path.open("w", encoding="utf8", errors="backslashreplace") as file, _bar(progress) as bar:
-        shown = bar.add_task(task.name, total=len(source))
-        for row in _rows(model, task, source, batch_size):
-            rows.append(row)
-            file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
-            file.flush()  # whatever happens next, this answer is kept
-            bar.advance(shown)
-    return summarise(task, rows)
+    world, source = world or World(), task.open()
+    settings = {"max_new_tokens": task.max_new_tokens, "decoding": "greedy"}
+    indices = _subset(len(source), limit)
+    log = AnswerLog(out / task.label.replace(":", "-"), world.rank)
+    with _bar(progress and world.is_first) as bar:
+        reading = bar.add_task(f"{task.label}: reading", total=len(indices))
+        questions = read_questions(
+            task,
+            source,
+            model=identity,
+            settings=settings,
+            indices=indices,
+            seen=lambda: bar.advance(reading),
+        )
+        bar.update(reading, visible=False)
+        _refuse_all_faulty(task, questions)
+        submits = _submits(task, questions) and len(indices) == len(source)  # servers refuse a part
+        known = log.read()
+        todo = [one for one in questions if one.fault is None and _unanswered(known.get(one.key))]
+        world.wait()  # every process has read what there was before any writes
+        mine = world.share(todo, together=lambda one: one.image or one.key)
+        answering = bar.add_task(task.label, total=len(mine))
+        with log.open() as file:
+            for reply in _replies(model, task, source, mine, identity=identity, settings=settings, size=batch_size):
+                write(file, reply)
+                bar.advance(answering)
+    world.wait()
+    rows = score_rows(task, questions, log.read())
+    if world.is_first:
+        save_rows(log.folder / "samples.jsonl", rows)
+        if submits:
+            save_submission(log.folder / "submission.json", task.submission, rows)
+    subset = f"{len(indices)} of {len(source)} questions" if len(indices) < len(source) else ""
+    return summarise(task, rows, model=identity, settings=settings, subset=subset)
+
+
+def _refuse_all_faulty(task: Task, questions: Sequence[Question]) -> None:
+    faults = [one.fault for one in questions if one.fault is not None]
+    if len(faults) == len(questions):
+        raise ConfigError(f"task `{task.label}`: none of {len(faults)} samples can be used; the first: {faults[0]}")
+
+
+def _submits(task: Task, questions: Sequence[Question]) -> bool:
+    """Whether a submission file can be written; found out before anything is asked.
+
+    Raises:
+        ConfigError: the answers are hidden, and the ids are not such as the server has.
+    """
+    if not task.submission:
+        return False
+    try:
+        check_ids(task.submission, [one.id for one in questions if one.fault is None])
+    except ConfigError:
+        if task.hidden:
+            raise
+        return False  # somebody's own data in the benchmark's format
+    return True
+
+
+def _subset(count: int, limit: int | None) -> Sequence[int]:
+    if limit is None or limit >= count:
+        return range(count)
+    order = list(range(count))
+    random.Random(0).shuffle(order)
+    return sorted(order[:limit])
+
+
+def _unanswered(reply: Reply | None) -> bool:
+    """A sample that failed is tried again: its cause may have been mended."""
+    return reply is None or reply.error is not None
 
 
 def _bar(progress: bool) -> Progress:
@@ -79,72 +154,34 @@ def _bar(progress: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
 
 
-def _rows(model: Answerer, task: Task, source: Source, batch_size: int) -> Iterator[Row]:
-    step = batch_size * BATCHES_AT_ONCE
-    for start in range(0, len(source), step):
-        indices = range(start, min(start + step, len(source)))
-        read = [_read(task, source, index) for index in indices]
-        asked = [item for item in read if isinstance(item, Sample)]
-        answers = iter(model.answer(asked, max_new_tokens=task.max_new_tokens, batch_size=batch_size))
-        for index, item in zip(indices, read, strict=True):
-            if isinstance(item, Row):
-                yield item
-            else:
-                yield _scored(task, index, item, _next(answers, task, index))
-        if next(answers, None) is not None:
-            raise RuntimeError(f"{task.name}: the model gave more answers than the {len(asked)} samples it got")
-
-
-def _next(answers: Iterator[AnswerLike], task: Task, index: int) -> AnswerLike:
-    answer = next(answers, None)
-    if answer is None:
-        raise RuntimeError(f"{task.name}: the model gave no answer to sample {index}; one each is due")
-    return answer
-
-
-def _read(task: Task, source: Source, index: int) -> Sample | Row:
-    """The sample as it is asked; or the row of one that cannot be read, asked or scored."""
-    sample = None
-    try:
-        sample = source[index]
-        if not references(sample):
-            raise DataError("the sample has no answer to compare with")
-        return task.ask(sample)
-    except (DataError, ImageError) as error:  # anything else is a fault of the source, not of one sample
-        return _lost(task, index, sample, str(error))
-
-
-def _lost(task: Task, index: int, sample: Sample | None, error: str) -> Row:
-    sample = sample or Sample([], id=f"#{index}")
-    return _row(task, index, sample, answer="", error=error)
-
-
-def _scored(task: Task, index: int, asked: Sample, answer: AnswerLike) -> Row:
-    return _row(task, index, asked, answer=answer.text, error=answer.error, truncated=answer.truncated)
-
-
-def _row(task: Task, index: int, sample: Sample, *, answer: str, error: str | None, truncated: bool = False) -> Row:
-    accepted = references(sample)
-    tally = task.scoring.tally(answer, accepted) if error is None else task.scoring.lost(accepted)
-    return Row(
-        task=task.name,
-        index=index,
-        id=sample.id or f"#{index}",
-        category=sample.category,
-        question=sample.turns[-1].text if sample.turns else "",
-        answer=answer,
-        references=accepted,
-        tally=tally,
-        verdict="error" if error is not None else task.scoring.verdict(tally),
-        image="+".join(map(_identity, sample.images)),
-        error=error,
-        truncated=truncated,
-    )
-
-
-def _identity(image: ImageLike) -> str:
-    """A path as it is; pixels or bytes by their digest."""
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    content = image if isinstance(image, bytes) else image.tobytes() + repr((image.mode, image.size)).encode()
-    return f"sha1:{hashlib.sha1(content, usedforsecurity=False).hexdigest()[:16]}"
+def _replies(
+    model: Answerer,
+    task: Task,
+    source: Source,
+    questions: Sequence[Question],
+    *,
+    identity: str,
+    settings: dict[str, Any],
+    size: int,
+) -> Iterator[Reply]:
+    waiting = dict(enumerate(questions))
+    samples = (task.ask(source[question.index]) for question in questions)
+    for number, answer in model.replies(samples, max_new_tokens=task.max_new_tokens, batch_size=size):
+        if number not in waiting:
+            raise RuntimeError(f"{task.name}: the model answered sample {number} of {len(questions)} twice or unasked")
+        question = waiting.pop(number)
+        yield Reply(
+            key=question.key,
+            id=question.id,
+            prompt=question.prompt,
+            image=question.image,
+            model=identity,
+            settings=settings,
+            answer=answer.text,
+            error=answer.error,
+            truncated=answer.truncated,
+            tokens=answer.tokens,
+        )
+    if waiting:
+        first = next(iter(waiting.values())).id
+        raise RuntimeError(f"{task.name}: the model gave no answer to {len(waiting)} samples, the first is {first}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["right", "partly", "wrong", "error"]
+Verdict = Literal["right", "partly", "wrong", "error", "missing", "faulty", "unscored"]
 
 
 @dataclass(frozen=True)

@@ -96,19 +96,39 @@ def ask(
 @app.command("eval")
 def eval_(
     model: Model,
-    tasks: Annotated[list[str], typer.Argument(help="Tasks by name (see `vlm list tasks`) or paths of task files.")],
-    data: Annotated[str | None, typer.Option(help="The task's data: a file or folder.")] = None,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks (`vlm list tasks`) or paths of task files; TASK:PROMPT.")],
+    data: Annotated[list[str] | None, typer.Option(metavar="[TASK=]PATH", help="A task's files or folder.")] = None,
     out: Out = None,
+    metric: Annotated[str | None, typer.Option(help="Another metric than the tasks' own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions, drawn by a fixed seed.")] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
 ) -> None:
-    """Evaluate a model on tasks: answers, scores and a report one can look at."""
+    """Evaluate a model: answers, scores, a report. The same command again goes on where it was stopped."""
     with _errors():
         folder = out or model / "eval"
-        evaluation = import_module("vlm.eval.run")
-        results = evaluation.run(model, tasks, data=data, out=folder, batch_size=batch_size, device=device)
-        _console().print(import_module("vlm.eval.results").table(results))
-        _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+        evaluation, share = import_module("vlm.eval.run"), import_module("vlm.eval.world").world()
+        options = {"out": folder, "metric": metric, "limit": limit, "batch_size": batch_size, "device": device}
+        results = evaluation.run(model, tasks, data=evaluation.paths(data or []), **options, world=share)
+        if share.is_first:
+            _console().print(import_module("vlm.eval.tables").table(results))
+            _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def score(
+    answers: Annotated[
+        Path, typer.Argument(help="Answers made elsewhere: a JSON list or .jsonl of {question_id, answer}.")
+    ],
+    task: Annotated[str, typer.Argument(help="The task that they answer.")],
+    data: Annotated[str | None, typer.Option(help="The task's files or folder.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Another metric than the task's own.")] = None,
+    out: Out = None,
+) -> None:
+    """Score answers of any program by a task's metric: an official results file, say."""
+    with _errors():
+        result = import_module("vlm.eval.run").score(answers, task, data=data, metric=metric, out=out)
+        _console().print(import_module("vlm.eval.tables").table([result]))
 
 
 @app.command()

@@ -1,9 +1,8 @@
 """The VLM: encoders + connector + LLM."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from vlm import llm as llms
+from vlm.answering import Answer, in_order, read, replies
 from vlm.attention import Implementation, set_attention
 from vlm.chat import ChatFormat
 from vlm.connector import Chain
-from vlm.data import DataError
 from vlm.encoder import Encoder
 from vlm.features import Features, Shape, VisionTokens
 from vlm.generation import generate
-from vlm.images import ImageError, ImageLike
+from vlm.images import ImageLike
 from vlm.layout import Layout
-from vlm.processor import Example, Processor, SampleError
-from vlm.sample import Batch, Sample, ask
+from vlm.packer import ImagePlan
+from vlm.prefixes import shared_cache
+from vlm.processor import Processor
+from vlm.sample import Batch, Sample, ViewGroup, ask
 from vlm.saving import TOKENIZER, Origin, save
 from vlm.views import Views
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to one sample, or why it could not."""
-
-    id: str
-    text: str
-    error: str | None = None
-    """The image or sample could not be used; `text` is then empty and must not be scored as an answer."""
-    truncated: bool = False
-    """The answer was cut at the token limit."""
-    tokens: int = 0
-    """Generated tokens."""
 
 
 class VLM(nn.Module):
@@ -118,11 +105,18 @@ class VLM(nn.Module):
         Views of one size are encoded together, so nothing is padded. An encoder whose parameters are all frozen keeps
         no graph.
         """
-        if not batch.images:
-            return None
+        return self.visual(batch.groups, batch.images) if batch.images else None
+
+    def visual(self, groups: Sequence[ViewGroup], images: Sequence[ImagePlan]) -> VisionTokens:
+        """The visual tokens of some images.
+
+        Args:
+            groups: all their views, those of one size together.
+            images: how each is shown.
+        """
         tokens: dict[int, Tensor] = {}
         shapes: dict[int, Shape] = {}
-        for group in batch.groups:
+        for group in groups:
             features = self.connector(
                 [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)],
                 group.question,
@@ -131,7 +125,7 @@ class VLM(nn.Module):
             tokens |= zip(numbers, features.rows(), strict=True)
             shapes |= {n: Shape(len(tokens[n]), features.width, features.grid) for n in numbers}
         order = sorted(tokens)
-        return self.connector.pack([tokens[n] for n in order], [shapes[n] for n in order], batch.images)
+        return self.connector.pack([tokens[n] for n in order], [shapes[n] for n in order], images)
 
     def _features(self, encoder: nn.Module, pixels: Tensor) -> Features:
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters())
@@ -165,19 +159,40 @@ class VLM(nn.Module):
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         return self.llm(**self.inputs(batch, vision), position_ids=positions, **options)
 
-    def generate(self, batch: Batch, *, max_new_tokens: int = 64, **options: Any) -> Tensor:
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int = 64,
+        vision: VisionTokens | None = None,
+        groups: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Answer ids [B, at most max_new_tokens], padded on the right; greedy unless `options` say otherwise.
 
         Args:
             batch: padded on the left.
             max_new_tokens: where an answer is cut.
+            vision: `encode(batch)`, if already at hand.
+            groups: per sample the number of what it shows, where samples may share that (see `vlm.prefixes`).
             options: further keywords of transformers' `generate`.
         """
+        with torch.no_grad(), self.evaluating():
+            inputs = self.inputs(batch, vision)
+            if groups is not None and self.connector.route().in_sequence:
+                prompts = [ids[real.bool()] for ids, real in zip(batch.input_ids, batch.attention_mask, strict=True)]
+                read = (inputs["inputs_embeds"], inputs["attention_mask"])
+                if (cache := shared_cache(self.llm, *read, prompts, groups)) is not None:
+                    options["past_key_values"] = cache
+            return generate(self.llm, inputs, self.processor.chat, max_new_tokens, **options)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode for a while; afterwards every module is in the mode that it was in."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            with torch.no_grad():
-                return generate(self.llm, self.inputs(batch), self.processor.chat, max_new_tokens, **options)
+            yield
         finally:
             for module, training in modes:  # not `train()`: in a stage, frozen parts are in eval mode
                 module.training = training
@@ -189,21 +204,25 @@ class VLM(nn.Module):
             ImageError, SampleError: an image cannot be opened, or the question does not fit.
         """
         images = images if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
-        example = self.processor.encode(ask(question, images))
-        return self._answers([example], max_new_tokens)[0].text
+        sample = ask(question, images)
+        batch = self.processor([sample], side="left").to(self.device)
+        room = self.processor.max_length - batch.input_ids.shape[1]  # in the LLM's context
+        rows = self.generate(batch, max_new_tokens=min(max_new_tokens, room)).tolist()
+        return read(self, sample.id, rows[0]).text
 
-    def answer(self, samples: Sequence[Sample], *, max_new_tokens: int = 64, batch_size: int = 16) -> Iterator[Answer]:
+    def answer(self, samples: Iterable[Sample], *, max_new_tokens: int = 64, batch_size: int = 16) -> Iterator[Answer]:
         """Answers to the samples' questions, one a sample and in order, made `batch_size` at a time.
 
-        A sample that cannot be used gives an `Answer` with `error`; the others are answered.
+        A sample that cannot be used gives an `Answer` with `error`; the others are answered. Samples that show one
+        image should stand side by side: it is then encoded once.
         """
-        todo = iter(samples)
-        while chunk := list(islice(todo, batch_size)):
-            prepared = [self._prepare(sample) for sample in chunk]
-            good = [one for one in prepared if isinstance(one, Example)]
-            answers = iter(self._answers(good, max_new_tokens) if good else [])
-            for one in prepared:
-                yield next(answers) if isinstance(one, Example) else one
+        return in_order(self.replies(samples, max_new_tokens=max_new_tokens, batch_size=batch_size))
+
+    def replies(
+        self, samples: Iterable[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
+    ) -> Iterator[tuple[int, Answer]]:
+        """As `answer`, each with the number of its sample, as soon as its batch is done (see `vlm.answering`)."""
+        return replies(self, samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as a folder that `vlm.load` needs nothing else for (see `vlm.saving`)."""
@@ -231,24 +250,3 @@ class VLM(nn.Module):
         set_attention(self.connector, own)
         for encoder in self.encoders:
             encoder.set_attention(own)  # type: ignore[operator]
-
-    def _prepare(self, sample: Sample) -> Example | Answer:
-        try:
-            example = self.processor.encode(sample.question())
-            if len(example.input_ids) == self.processor.max_length:
-                raise SampleError(f"sample {sample.id}: the question fills the LLM's context, no room for an answer")
-            return example
-        except (ImageError, SampleError, DataError) as error:
-            return Answer(sample.id, "", error=str(error))
-
-    def _answers(self, examples: list[Example], max_new_tokens: int) -> list[Answer]:
-        batch = self.processor.collate(examples, side="left").to(self.device)
-        room = self.processor.max_length - batch.input_ids.shape[1]  # in the LLM's context; at least one token
-        rows = self.generate(batch, max_new_tokens=min(max_new_tokens, room)).tolist()
-        return [self._read(name, row) for name, row in zip(batch.ids, rows, strict=True)]
-
-    def _read(self, name: str, row: list[int]) -> Answer:
-        stops = self.processor.chat.stop_ids
-        end = next((position for position, token in enumerate(row) if token in stops), None)
-        said = row if end is None else row[:end]
-        return Answer(name, self.processor.chat.decode(said), truncated=end is None, tokens=len(said))

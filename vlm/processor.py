@@ -1,7 +1,7 @@
 """Samples -> a batch. Made from a model, so that sizes, statistics and placeholder counts are computed, never typed."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from vlm.chat import ChatFormat
 from vlm.connector import Chain
 from vlm.encoder import Encoder
 from vlm.features import Shape
-from vlm.images import ImageLike, open_image
+from vlm.images import ImageError, ImageLike, open_image
 from vlm.layout import Layout, Piece
 from vlm.packer import ImagePlan
 from vlm.sample import IMAGE_MARK, Batch, Sample, ViewGroup
@@ -23,6 +23,19 @@ from vlm.views import Size, View, Views, render
 
 class SampleError(ValueError):
     """A sample that this model cannot take; the message names it."""
+
+
+class Look:
+    """One image as a model sees it. No dataclass: it is told apart from others by being itself, not by its pixels.
+
+    Args:
+        plan: how it is shown.
+        pixels: per view one [3, H, W] per encoder.
+    """
+
+    def __init__(self, plan: ImagePlan, pixels: list[list[Tensor]]) -> None:
+        self.plan = plan
+        self.pixels = pixels
 
 
 @dataclass
@@ -37,10 +50,8 @@ class Example:
     """long [T]: number of the sample's image that a placeholder stands for, -1 for text."""
     seen: Tensor
     """long [T]: number of the sample's last image so far, -1 before the first."""
-    images: list[ImagePlan]
-    """How each image is shown."""
-    pixels: list[list[Tensor]]
-    """N lists with one [3, H, W] per encoder."""
+    looks: list[Look]
+    """Its images."""
     question: Tensor | None = None
     """long [L]: what is asked, for connectors that read it."""
     id: str = ""
@@ -147,43 +158,69 @@ class Processor:
         image = self.plan(height, width, images=images)
         return sum(piece for piece in self.render(image) if isinstance(piece, int))
 
-    def encode(self, sample: Sample) -> Example:
+    def look(self, image: ImageLike, images: int = 1) -> Look:
+        """An image in a sample of so many `images`, opened, cut into views and normalised for each encoder.
+
+        Raises:
+            ImageError: it cannot be opened.
+            ConfigError: the view policy refuses its size.
+        """
+        opened = open_image(image)
+        plan = self.plan(opened.height, opened.width, images=images)
+        rendered = [
+            render(views, opened, encoder.image) for encoder, views in zip(self._encoders, plan.views, strict=True)
+        ]
+        return Look(plan, [list(views) for views in zip(*rendered, strict=True)])
+
+    def encode(self, sample: Sample, look: Callable[[ImageLike, int], Look] | None = None) -> Example:
         """One sample as tensors.
+
+        Args:
+            sample: what is encoded.
+            look: takes the place of `self.look`, to keep what several samples show.
 
         Raises:
             ImageError: an image cannot be opened.
             SampleError: marks and images differ in number, an image has a size that the view policy refuses, or the
                 sample is longer than the LLM's context. It is refused whole: nothing is cut off.
         """
-        opened = [open_image(image) for image in sample.images]
+        look = look or self.look
         try:
-            images = [self.plan(image.height, image.width, images=len(opened)) for image in opened]
-            text = self.chat.encode(sample.turns, [self.render(image, number) for number, image in enumerate(images)])
+            looks = [look(image, len(sample.images)) for image in sample.images]
+            text = self.chat.encode(sample.turns, [self.render(one.plan, number) for number, one in enumerate(looks)])
+        except ImageError:
+            raise
         except ValueError as error:
             raise SampleError(f"sample {sample.id or '(no id)'}: {error}") from error
         if len(text.input_ids) > self.max_length:
             visual = int((text.owner >= 0).sum())
-            long = f"{len(text.input_ids)} positions ({visual} for {len(images)} images)"
+            long = f"{len(text.input_ids)} positions ({visual} for {len(looks)} images)"
             raise SampleError(f"sample {sample.id or '(no id)'}: {long}, but the LLM's context is {self.max_length}")
-        pixels = [views for image, plan in zip(opened, images, strict=True) for views in self._pixels(image, plan)]
         question = self._connector.question(_asked(sample))
         return Example(
             text.input_ids,
             text.labels,
             text.owner,
             text.seen,
-            images,
-            pixels,
+            looks,
             question=None if question is None else torch.tensor(question, dtype=torch.long),
             id=sample.id,
             targets=sample.targets,
         )
 
-    def collate(self, examples: Sequence[Example], *, side: Literal["left", "right"] = "right") -> Batch:
-        """Encoded samples -> one batch, padded on `side`; image numbers become flat over the batch."""
+    def collate(
+        self, examples: Sequence[Example], *, side: Literal["left", "right"] = "right", pixels: bool = True
+    ) -> Batch:
+        """Encoded samples -> one batch, padded on `side`; image numbers become flat over the batch.
+
+        Args:
+            examples: the samples.
+            side: where shorter ones are padded.
+            pixels: put the views in; without them the visual tokens must be at hand already.
+        """
         first = [0]
         for example in examples:
-            first.append(first[-1] + len(example.images))
+            first.append(first[-1] + len(example.looks))
         owner = [_shifted(example.owner, start) for example, start in zip(examples, first, strict=False)]
         seen = [_shifted(example.seen, start) for example, start in zip(examples, first, strict=False)]
         ids = [example.input_ids for example in examples]
@@ -192,23 +229,18 @@ class Processor:
             attention_mask=_pad([torch.ones_like(one) for one in ids], 0, side),
             owner=_pad(owner, -1, side),
             seen=_pad(seen, -1, side),
-            rows=torch.tensor([row for row, example in enumerate(examples) for _ in example.images], dtype=torch.long),
-            images=[image for example in examples for image in example.images],
-            groups=_grouped(
-                [views for example in examples for views in example.pixels],
-                [example.question for example in examples for _ in example.pixels],
-            ),
+            rows=torch.tensor([row for row, example in enumerate(examples) for _ in example.looks], dtype=torch.long),
+            images=[look.plan for example in examples for look in example.looks],
+            groups=grouped(
+                [look for example in examples for look in example.looks],
+                [example.question for example in examples for _ in example.looks],
+            )
+            if pixels
+            else [],
             labels=_pad([example.labels for example in examples], -100, side),
             ids=[example.id for example in examples],
             targets=_stack_targets(examples),
         )
-
-    def _pixels(self, image: Image.Image, plan: ImagePlan) -> list[list[Tensor]]:
-        """Per view one [3, H, W] per encoder."""
-        rendered = [
-            render(views, image, encoder.image) for encoder, views in zip(self._encoders, plan.views, strict=True)
-        ]
-        return [list(views) for views in zip(*rendered, strict=True)]
 
 
 def _asked(sample: Sample) -> str:
@@ -217,16 +249,22 @@ def _asked(sample: Sample) -> str:
     return said[-1].replace(IMAGE_MARK, "").strip() if said else ""
 
 
-def _grouped(views: Sequence[Sequence[Tensor]], questions: Sequence[Tensor | None]) -> list[ViewGroup]:
-    """Views whose sizes are equal for all encoders make one group."""
+def grouped(looks: Sequence[Look], questions: Sequence[Tensor | None]) -> list[ViewGroup]:
+    """The views of some images, those whose sizes are equal for all encoders in one group.
+
+    Args:
+        looks: the images.
+        questions: what is asked about each (see `ViewGroup.question`).
+    """
+    views = [(pixels, question) for look, question in zip(looks, questions, strict=True) for pixels in look.pixels]
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
-    for number, pixels in enumerate(views):
+    for number, (pixels, _) in enumerate(views):
         groups.setdefault(tuple(one.shape for one in pixels), []).append(number)
     return [
         ViewGroup(
             torch.tensor(numbers),
-            [torch.stack(same) for same in zip(*(views[number] for number in numbers), strict=True)],
-            _padded_questions([questions[number] for number in numbers]),
+            [torch.stack(same) for same in zip(*(views[number][0] for number in numbers), strict=True)],
+            _padded_questions([views[number][1] for number in numbers]),
         )
         for numbers in groups.values()
     ]

@@ -24,8 +24,8 @@ def run(source: Source, overrides: list[str], *, out: Path | None, console: "Con
     recipe = training.check(source, overrides, problems)
     folder: Path = training.train(recipe, out=out or Path("runs") / training.name_of(source), console=console)
     if recipe.eval and training.is_first():
-        evaluation, results = import_module("vlm.eval.run"), import_module("vlm.eval.results")
-        console.print(results.table(evaluation.run(folder, recipe.eval, out=folder / "eval", batch_size=64)))
+        evaluation, tables = import_module("vlm.eval.run"), import_module("vlm.eval.tables")
+        console.print(tables.table(evaluation.run(folder, recipe.eval, out=folder / "eval", batch_size=64)))
         console.print(f"Look at it: {folder / 'eval' / 'report.html'}", soft_wrap=True, markup=False)
     return folder
 
@@ -34,7 +34,7 @@ def _task_problems(source: Source, overrides: list[str], tasks: Any) -> list[Pro
     problems: list[Problem] = []
     for number, name in enumerate(inspect_recipe(source, overrides).eval):
         try:
-            tasks.load_task(name).open()
+            tasks.load_task(name).on_hub().open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems
     return problems

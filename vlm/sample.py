@@ -71,6 +71,11 @@ class ViewGroup:
     question: Tensor | None = None
     """long [n, L]; see `Features.question`."""
 
+    def to(self, device: torch.device | str) -> "ViewGroup":
+        """The views on another device."""
+        question = None if self.question is None else self.question.to(device)
+        return ViewGroup(self.index.to(device), [pixels.to(device) for pixels in self.pixels], question)
+
 
 @dataclass
 class Batch:

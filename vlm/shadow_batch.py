@@ -6,7 +6,7 @@ import torch
 
 from vlm.model import VLM
 from vlm.packer import ImagePlan
-from vlm.processor import Example
+from vlm.processor import Example, Look
 from vlm.sample import Batch, Turn
 from vlm.shadow import META
 
@@ -31,10 +31,9 @@ def _example(model: VLM, images: Sequence[ImagePlan], text: int) -> Example:
         torch.cat([frame.labels, answer]),
         torch.cat([frame.owner, torch.full_like(answer, -1)]),
         torch.cat([frame.seen, last]),
-        list(images),
-        [
-            [torch.empty(3, *view.size, device=META) for view in views]
-            for image in images
-            for views in zip(*image.views, strict=True)
-        ],
+        [Look(image, _pixels(image)) for image in images],
     )
+
+
+def _pixels(image: ImagePlan) -> list[list[torch.Tensor]]:
+    return [[torch.empty(3, *view.size, device=META) for view in views] for views in zip(*image.views, strict=True)]

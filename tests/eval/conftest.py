@@ -1,8 +1,9 @@
 """A model that answers from a list, and a small data set of the user's own kind."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,29 +18,35 @@ class StubAnswer:
     text: str
     error: str | None = None
     truncated: bool = False
+    tokens: int = 0
 
 
 class StubModel:
-    """Answers by `reply`; opens the images as a real model would, and keeps what it was asked."""
+    """Answers by `reply`, the second of two samples first; opens the images as a real model would, and keeps what it
+    was asked."""
 
     def __init__(self, reply: Callable[[Sample], str], limit: int = 1000) -> None:
         self.reply = reply
         self.limit = limit
         self.asked: list[Sample] = []
 
-    def answer(
-        self, samples: Sequence[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
-    ) -> Iterator[StubAnswer]:
-        for sample in samples:
-            self.asked.append(sample)
-            try:
-                for image in sample.images:
-                    open_image(image)
-            except ImageError as error:
-                yield StubAnswer("", error=str(error))
-            else:
-                text = self.reply(sample)
-                yield StubAnswer(text[: self.limit], truncated=len(text) > self.limit)
+    def replies(
+        self, samples: Iterable[Sample], *, max_new_tokens: int = 64, batch_size: int = 16
+    ) -> Iterator[tuple[int, StubAnswer]]:
+        numbered = enumerate(samples)
+        while batch := list(islice(numbered, batch_size)):
+            answers = [(number, self._answer(sample)) for number, sample in batch]
+            yield from reversed(answers)
+
+    def _answer(self, sample: Sample) -> StubAnswer:
+        self.asked.append(sample)
+        try:
+            for image in sample.images:
+                open_image(image)
+        except ImageError as error:
+            return StubAnswer("", error=str(error))
+        text = self.reply(sample)
+        return StubAnswer(text[: self.limit], truncated=len(text) > self.limit)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The runner: what is written, what is counted, and that nothing fails in silence."""
+"""The runner: what is asked, what is written, what is counted, and that nothing fails or is lost in silence."""
 
 import io
 import json
@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console
 
 from vlm.errors import ConfigError
-from vlm.eval.metrics import Tally
-from vlm.eval.results import Row, interval, table
-from vlm.eval.run import run
+from vlm.eval.run import paths, run
 from vlm.eval.runner import evaluate
+from vlm.eval.tables import table
 from vlm.eval.task import Task, load_task
 from vlm.sample import Sample
 
@@ -28,16 +27,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf8").splitlines()]
 
 
-def row(index: int, points: float, *, weight: float = 1.0, image: str = "") -> Row:
-    return Row("t", index, str(index), "", "q", "a", ("a",), Tally(points, weight), "right", image)
-
-
 def test_every_row_is_written_scored_and_counted(stub: Any, mine: str, tmp_path: Path) -> None:
     result = evaluate(stub(reply, limit=6), load_task("mine", data=mine), out=tmp_path, batch_size=2)
-    assert result.score == pytest.approx(2 / 6)  # over all, errors included
-    assert (result.n, result.errors, result.empty, result.truncated) == (6, 2, 1, 1)
-    written = lines(tmp_path / "mine" / "answers.jsonl")
-    assert [line["verdict"] for line in written] == ["right", "wrong", "wrong", "right", "error", "error"]
+    assert result.score == pytest.approx(2 / 5)  # over all that can be scored, errors included
+    counts = result.counts
+    assert (counts.n, counts.missing, counts.errors, counts.empty, counts.truncated) == (5, 0, 1, 1, 1)
+    assert counts.faulty == 1
+    written = lines(tmp_path / "mine" / "samples.jsonl")
+    assert [line["verdict"] for line in written] == ["right", "wrong", "wrong", "right", "error", "faulty"]
     assert [line["id"] for line in written] == ["one", "two", "three", "four", "five", "#5"]
     assert written[2]["answer"] == "16 pix"
     assert written[2]["truncated"] is True
@@ -46,7 +43,6 @@ def test_every_row_is_written_scored_and_counted(stub: Any, mine: str, tmp_path:
     assert "missing.png: no such file" in written[4]["error"]
     assert "a row has one of" in written[5]["error"]
     assert {name: (part.score, part.n, part.errors) for name, part in result.categories.items()} == {
-        "": (0.0, 1, 1),
         "colour": (pytest.approx(2 / 3), 3, 1),
         "size": (0.0, 2, 0),
     }
@@ -56,7 +52,7 @@ def test_the_model_sees_the_prompt_and_not_the_answer(stub: Any, mine: str, tmp_
     model = stub(reply)
     task = load_task("mine", data=mine).model_copy(update={"prompt": "Q: {question} A:"})
     evaluate(model, task, out=tmp_path)
-    assert [sample.turns[-1].text for sample in model.asked][:2] == ["Q: Colour? A:", "Q: Wide? A:"]
+    assert {sample.id: sample.turns[-1].text for sample in model.asked}["two"] == "Q: Wide? A:"
     assert all(sample.turns[-1].role == "user" for sample in model.asked)
     assert len(model.asked) == 5  # the row that is no sample was not asked
 
@@ -70,21 +66,42 @@ def test_batch_size_changes_nothing(stub: Any, mine: str, tmp_path: Path, batch_
     assert one.rows == other.rows
 
 
+def test_questions_about_one_image_stand_side_by_side(stub: Any, mine: str, tmp_path: Path) -> None:
+    model = stub(reply)
+    evaluate(model, load_task("mine", data=mine), out=tmp_path, batch_size=1)
+    images = [sample.images[0] for sample in model.asked]
+    assert images == sorted(images, key=images.index)
+    assert len(set(images)) == 3
+
+
 def test_an_error_is_the_worst_error_rate(stub: Any, mine: str, tmp_path: Path) -> None:
-    """Counted as 0, two failures would be perfect lines."""
+    """Counted as 0, a failure would be a perfect line."""
     task = load_task("mine", data=mine).model_copy(update={"metric": "cer"})
     result = evaluate(stub(lambda sample: sample.answers[0]), task, out=tmp_path)
-    # navy 24 16 maroon are right; `red` is lost with its 3 characters, the row without a sample with 1.
-    assert result.score == pytest.approx(4 / (4 + 2 + 2 + 6 + 3 + 1))
-    assert result.errors == 2
+    # navy 24 16 maroon are right; `red` is lost with its 3 characters.
+    assert result.score == pytest.approx(3 / (4 + 2 + 2 + 6 + 3))
+    assert result.counts.errors == 1
 
 
-def test_a_sample_without_answers_is_an_error(stub: Any, tmp_path: Path) -> None:
+def test_a_faulty_annotation_is_counted_and_not_scored(stub: Any, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
-    data.write_text(json.dumps([{"question": "Why?"}, {"question": "Why?", "answer": "so"}]))
+    rows = [
+        {"id": 1, "question": "Why?"},
+        {"id": 2, "question": "Why?", "answers": [" ", ""]},
+        {"id": 3, "question": "Why?", "answer": "so"},
+        {"id": 3, "question": "How?", "answer": "no"},
+    ]
+    data.write_text(json.dumps(rows))
     result = evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)
-    assert (result.score, result.errors) == (0.5, 1)
-    assert "no answer to compare with" in str(result.rows[0].error)
+    assert (result.score, result.counts.n, result.counts.faulty, result.counts.errors) == (1.0, 1, 3, 0)
+    faults = [row.question.fault for row in result.rows]
+    assert "sample 1 (1) has no answer to compare with" in faults[0]
+    assert "row 2 (line 1): the answer is empty" in faults[1]
+    assert faults[2] is None
+    assert "row 4 (line 1): id 3 stands twice, first in row 3" in faults[3]
+    data.write_text(json.dumps(rows[:2]))
+    with pytest.raises(ConfigError, match="none of 2 samples can be used; the first: sample 1"):
+        evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)
 
 
 def test_half_a_surrogate_pair_stops_nothing(stub: Any, tmp_path: Path) -> None:
@@ -95,41 +112,93 @@ def test_half_a_surrogate_pair_stops_nothing(stub: Any, tmp_path: Path) -> None:
     assert "ud800" in (tmp_path / "report.html").read_text("utf8")
 
 
-def test_answers_are_kept_when_the_model_fails(stub: Any, mine: str, tmp_path: Path) -> None:
-    with pytest.raises(KeyError):
-        evaluate(
-            stub(lambda sample: {"one": "blue", "two": "24"}[sample.id]), load_task("mine", data=mine), out=tmp_path
-        )
-    assert len(lines(tmp_path / "mine" / "answers.jsonl")) == 2
-
-
 class Miscounting:
     def __init__(self, stub: Any, change: int) -> None:
         self.stub, self.change = stub, change
 
-    def answer(self, samples: Any, **options: Any) -> Iterator[Any]:
-        answers = list(self.stub(lambda sample: "x").answer(samples, **options))
+    def replies(self, samples: Any, **options: Any) -> Iterator[Any]:
+        answers = list(self.stub(lambda sample: "x").replies(samples, **options))
         return iter([*answers, *answers][: len(answers) + self.change])
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_wrong_number_of_answers_is_refused(stub: Any, mine: str, tmp_path: Path, change: int) -> None:
-    with pytest.raises(RuntimeError, match="mine: the model gave"):
+    with pytest.raises(
+        RuntimeError, match=r"mine: the model (gave no answer to 1 samples|answered sample \d of 5 twice)"
+    ):
         evaluate(Miscounting(stub, change), load_task("mine", data=mine), out=tmp_path)
 
 
-def test_interval_draws_images() -> None:
-    rows = [row(index, index % 2, image=f"{index}.png") for index in range(200)]
-    low, high = interval(rows) or (0, 0)
-    assert low < 0.5 < high
-    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.15)
-    assert interval(rows) == (low, high)  # seeded
-    by_two = [row(index, index // 2 % 2, image=f"{index // 2}.png") for index in range(200)]
-    low_two, high_two = interval(by_two) or (0, 0)
-    assert (high_two - low_two) / (high - low) == pytest.approx(2**0.5, rel=0.15)  # half as many independent images
-    assert interval([row(0, 1, image="a"), row(1, 0, image="a")]) is None
-    assert interval([row(0, 1), row(1, 1)]) is None
-    assert interval([row(0, 1), row(1, 0)]) == (0, 1)
+def test_a_limit_draws_the_same_questions_and_smaller_ones_nest(stub: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": n, "question": "Why?", "answer": str(n)} for n in range(50)]))
+    task = load_task("mine", data=str(data))
+
+    def asked(limit: int) -> set[str]:
+        model = stub(lambda sample: sample.id)
+        result = evaluate(model, task, out=tmp_path / str(limit), limit=limit)
+        assert result.conditions.subset == f"{limit} of 50 questions"
+        return {sample.id for sample in model.asked}
+
+    assert asked(5) < asked(20)
+    assert asked(5) != {str(n) for n in range(5)}  # the first ones are often of one kind
+
+
+HIDDEN = """
+name: hidden
+version: 1
+source: {name: json, path: $DATA}
+hidden: true
+metric: vqa_accuracy
+submission: vqa
+"""
+
+
+def test_hidden_answers_give_a_submission_and_no_score(stub: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "task.yaml").write_text(HIDDEN)
+    rows = [{"id": n, "question": f"Why {n}?"} for n in range(3)] + [{"id": 3, "image": "gone.png", "question": "Who?"}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    arguments: Any = {"data": str(tmp_path / "data.json"), "out": tmp_path / "out"}
+    results = run(stub(lambda sample: f"Two {sample.id}!"), [str(tmp_path / "task.yaml")], **arguments)
+    written = json.loads((tmp_path / "out/hidden/submission.json").read_text())
+    assert written == [{"question_id": n, "answer": f"2 {n}"} for n in range(3)] + [{"question_id": 3, "answer": ""}]
+    assert results[0].figures == {}
+    assert (results[0].counts.n, results[0].counts.errors) == (4, 1)
+    assert "hidden" in text_of(results)
+    with pytest.raises(ValueError, match="the answers of this split are hidden"):
+        _ = results[0].score
+    samples = lines(tmp_path / "out/hidden/samples.jsonl")
+    assert [sample["verdict"] for sample in samples] == ["unscored"] * 3 + ["error"]
+    run(stub(lambda sample: "x"), [str(tmp_path / "task.yaml")], **{**arguments, "out": tmp_path / "few"}, limit=2)
+    assert not (tmp_path / "few/hidden/submission.json").exists()  # a server refuses a part
+
+
+def test_ids_that_no_server_has(stub: Any, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "question": "Why?", "answer": "so"}]))
+    for hidden, text in ((True, HIDDEN), (False, HIDDEN.replace("hidden: true", "hidden: false"))):
+        (tmp_path / "task.yaml").write_text(text)
+        task = load_task(str(tmp_path / "task.yaml"), data=str(tmp_path / "data.json"))
+        model = stub(lambda sample: "so")
+        if hidden:
+            with pytest.raises(ConfigError, match="`a` is no number"):
+                evaluate(model, task, out=tmp_path)
+            assert not model.asked
+        else:
+            assert evaluate(model, task, out=tmp_path).counts.errors == 0
+            assert not (tmp_path / "hidden/submission.json").exists()
+
+
+def test_missing_images_are_said_before_the_model_is_asked(stub: Any, mine: str, tmp_path: Path, capsys: Any) -> None:
+    run(stub(lambda sample: "x"), ["mine"], data=mine, out=tmp_path / "out")
+    assert "mine: 1 image files are missing, the first is" in capsys.readouterr().err
+
+
+def test_data_by_task() -> None:
+    assert paths([]) is None
+    assert paths(["x.json"]) == "x.json"
+    assert paths(["mine=x.json", "own=y=z.json"]) == {"mine": "x.json", "own": "y=z.json"}
+    with pytest.raises(ConfigError, match="each is TASK=PATH"):
+        paths(["a", "b"])
 
 
 def text_of(results: Any) -> str:
@@ -146,10 +215,23 @@ def test_run_writes_results_and_report(stub: Any, mine: str, tmp_path: Path, mon
     stored = json.loads((tmp_path / "out" / "results.json").read_text("utf8"))
     assert stored["results"] == json.loads(json.dumps([result.to_dict() for result in results]))
     assert [item["task"] for item in stored["results"]] == ["mine", "own"]
-    assert stored["results"][0]["errors"] == 2
+    assert stored["results"][0]["counts"]["errors"] == 1
+    conditions = stored["results"][0]["conditions"]
+    assert conditions["model"] == "StubModel"
+    assert conditions["decoding"] == {"max_new_tokens": 64, "decoding": "greedy"}
     assert (tmp_path / "out" / "report.html").is_file()
     shown = text_of(results)
-    for word in ("mine v1", "own v3", "33.3", "cer ↓", "errors", "  size"):
+    for word in (
+        "mine v1",
+        "own v3",
+        "40.0",
+        "cer ↓",
+        "errors",
+        "  size",
+        "faulty",
+        "prompt default",
+        "model StubModel",
+    ):
         assert word in shown
 
 
@@ -159,6 +241,12 @@ def test_run_refuses_before_it_loads(mine: str, tmp_path: Path) -> None:
         run(nowhere, ["mine"])
     with pytest.raises(ConfigError, match="none of the tasks handwriting reads your own file"):
         run(nowhere, ["handwriting"], data=mine)
+    with pytest.raises(ConfigError, match="unknown task in --data `mein`; did you mean `mine`"):
+        run(nowhere, ["mine"], data={"mein": mine})
+    with pytest.raises(ConfigError, match="task `handwriting` reads no files"):
+        run(nowhere, ["mine", "handwriting"], data={"mine": mine, "handwriting": mine})
+    with pytest.raises(ConfigError, match="unknown metric `anlz`; did you mean `anls`"):
+        run(nowhere, ["mine"], data=mine, metric="anlz")
     with pytest.raises(ConfigError, match="named twice"):
         run(nowhere, ["mine", "mine"], data=mine)
     with pytest.raises(ConfigError, match="at least one"):

@@ -25,7 +25,7 @@ def test_shipped_tasks_load(name: str) -> None:
     assert task.name == name
     assert task.description
     assert task.metric in METRICS
-    assert not task.needs_data
+    assert not task.takes_data
 
 
 def test_handwriting_covers_all_kinds_evenly() -> None:
@@ -38,7 +38,7 @@ def test_handwriting_covers_all_kinds_evenly() -> None:
 
 
 def test_mine_wants_data(mine: str) -> None:
-    assert load_task("mine").needs_data
+    assert load_task("mine").takes_data
     with pytest.raises(ConfigError, match="--data PATH"):
         load_task("mine").open()
     assert len(load_task("mine", data=mine).open()) == 6
@@ -53,7 +53,7 @@ def test_a_task_from_outside(tmp_path: Path) -> None:
 
 
 def test_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean `handwriting`\? allowed: handwriting, mine"):
+    with pytest.raises(ConfigError, match=r"did you mean `handwriting`\? allowed: .*handwriting.*, mine"):
         load_task("handwritting")
 
 
@@ -63,7 +63,8 @@ name: a/b
 versoin: 1
 source: {name: json, pth: x.json}
 metric: anlz
-prompt: no place
+prompt: "{question} {question}"
+splits: {val: {source: {files: x}}}
 max_new_tokens: "many"
 """
     with pytest.raises(ConfigError) as caught:
@@ -82,9 +83,30 @@ max_new_tokens: "many"
     assert "did you mean `version`?" in found["versoin"]
     assert "did you mean `path`?" in found["source.pth"]
     assert "did you mean `anls`?" in found["metric"]
-    assert "{question}" in found["prompt"]
+    assert "more than once" in found["prompt"]
     assert "many" in found["max_new_tokens"]
     assert "task.yaml" in str(caught.value)
+
+
+def test_splits_change_the_source_key_by_key(tmp_path: Path) -> None:
+    text = GOOD.replace("{name: json, path: x.json}", "{name: json, path: $DATA/a.json, images: $DATA/img}")
+    split = "splits: {test: {hidden: true, source: {path: $DATA/b.json, images: null}}}\n"
+    task = load_task(write(tmp_path, text + split) + "@test", data="d")
+    assert (task.name, task.split, task.hidden) == ("signs@test", "test", True)
+    assert task.source.options == {"path": "d/b.json"}
+    assert load_task(write(tmp_path, text + split), data="d").source.options == {"path": "d/a.json", "images": "d/img"}
+    with pytest.raises(ConfigError, match=r"splits\.test\.source\.pth: unknown option of JsonSource `pth`"):
+        load_task(write(tmp_path, text + split.replace("images:", "pth:").replace("null", "x")))
+
+
+def test_open_questions_have_a_prompt_of_their_own(tmp_path: Path) -> None:
+    text = GOOD + 'open_prompt: "{question} In a word."\nprompts: {bare: "{question}"}\n'
+    task = load_task(write(tmp_path, text.replace("Read. {question}", "{question}\\n{options}")))
+    with_choices = Sample([Turn("user", "What?")], choices=["x", "y"])
+    without = Sample([Turn("user", "What?")])
+    assert task.ask(with_choices).turns[-1].text == "What?\nA. x\nB. y"
+    assert task.ask(without).turns[-1].text == "What? In a word."
+    assert load_task(write(tmp_path, text) + ":bare").ask(without).turns[-1].text == "What?"
 
 
 def test_unknown_source(tmp_path: Path) -> None:
@@ -117,3 +139,37 @@ def test_references() -> None:
 def test_a_sample_that_asks_nothing() -> None:
     with pytest.raises(DataError, match="asks nothing"):
         load_task("mine").ask(Sample([Turn("assistant", "hello")]))
+
+
+def test_fields_and_choices_go_into_the_prompt(tmp_path: Path) -> None:
+    template = '"{question}\\n{options}\\nHint: {hint}"'
+    task = load_task(write(tmp_path, GOOD.replace('"Read. {question}"', template)))
+    sample = Sample([Turn("user", "Which {hint}?")], choices=["red {question}", "blue"], fields={"hint": "look"})
+    text = task.ask(sample).turns[-1].text
+    assert text == "Which {hint}?\nA. red {question}\nB. blue\nHint: look"  # what was put in is not filled again
+    with pytest.raises(DataError, match=r"needs \{hint\}; this sample has question"):
+        task.ask(Sample([Turn("user", "Which?")], choices=["red"]))
+
+
+def test_a_prompt_may_not_swallow_the_question(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, GOOD.replace("Read. {question}", "Describe the image.")))
+    assert task.ask(Sample([Turn("user", "<image>")])).turns[-1].text == "Describe the image."
+    with pytest.raises(DataError, match=r"has no \{question\}, but the sample asks `Why\?`"):
+        task.ask(Sample([Turn("user", "Why?")]))
+
+
+def test_prompts_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + 'prompts: {short: "{question} Be short."}\n')
+    assert load_task(path).template == "Read. {question}"
+    short = load_task(path + ":short")
+    assert (short.label, short.template) == ("signs:short", "{question} Be short.")
+    with pytest.raises(ConfigError, match=r"unknown prompt of task `signs` `shor`; did you mean `short`"):
+        load_task(path + ":shor")
+
+
+def test_data_goes_wherever_it_is_named(tmp_path: Path) -> None:
+    text = GOOD.replace("path: x.json", "path: $DATA/x.json, images: $DATA/pictures")
+    task = load_task(write(tmp_path, text), data="here")
+    assert task.source.options == {"path": "here/x.json", "images": "here/pictures"}
+    on_hub = load_task(write(tmp_path, text + "hub: {name: json, path: hub.json}\n"))
+    assert on_hub.on_hub().source.options == {"path": "hub.json"}

@@ -1,0 +1,126 @@
+"""The questions of a task as they will be asked, each under the key that its answer is kept by."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm.data import DataError, Source
+from vlm.images import ImageLike
+from vlm.sample import Sample
+
+from .answers import key_of
+from .task import Task, references
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question without its pixels: what scoring, resuming and sharing out need."""
+
+    index: int
+    """Number of the sample in its source."""
+    id: str
+    key: str
+    prompt: str
+    image: str
+    """Digests of its images: questions about one image are not independent, and share its encoding."""
+    file: str = ""
+    """The first image's path as the source gives it."""
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    group: str = ""
+    category: str = ""
+    fault: str | None = None
+    """Why the annotation cannot be used: the question is not asked, not scored, and counted."""
+
+
+def read_questions(
+    task: Task,
+    source: Source,
+    *,
+    model: str,
+    settings: Mapping[str, Any],
+    indices: Sequence[int] | None = None,
+    seen: Callable[[], None] = lambda: None,
+) -> list[Question]:
+    """All questions of a task, in the source's order.
+
+    Args:
+        task: what is asked.
+        source: its samples.
+        model: the model's identity.
+        settings: how answers are generated.
+        indices: which samples; all if absent.
+        seen: called after each.
+    """
+    digests, ids = _Digests(), dict[str, int]()
+    found = []
+    for index in indices if indices is not None else range(len(source)):
+        question = _question(task, source, index, digests=digests, model=model, settings=settings)
+        if question.fault is None and ids.setdefault(question.id, index) != index:
+            first = ids[question.id] + 1
+            question = _faulty(index, f"id `{question.id}` stands twice: sample {first} and sample {index + 1}")
+        found.append(question)
+        seen()
+    return found
+
+
+def _question(
+    task: Task, source: Source, index: int, *, digests: "_Digests", model: str, settings: Mapping[str, Any]
+) -> Question:
+    try:
+        sample = source[index]
+        if not task.hidden and not any(reference.strip() for reference in references(sample)):
+            raise DataError(f"sample {index + 1} ({sample.id or 'no id'}) has no answer to compare with")
+        asked = task.ask(sample)
+    except DataError as error:  # anything else is a fault of the source, not of one sample
+        return _faulty(index, str(error))
+    id = asked.id or f"#{index}"
+    image = "+".join(map(digests.of, asked.images))
+    turns = [(turn.role, turn.text) for turn in asked.turns]
+    return Question(
+        index=index,
+        id=id,
+        key=key_of(task.name, id, turns=turns, image=image, model=model, settings=settings),
+        prompt=asked.turns[-1].text,
+        image=image,
+        file=_file(asked),
+        references=tuple(asked.answers),
+        choices=tuple(asked.choices),
+        group=asked.group,
+        category=asked.category,
+    )
+
+
+def _faulty(index: int, fault: str) -> Question:
+    return Question(index, f"#{index}", key="", prompt="", image="", fault=fault)
+
+
+def _file(sample: Sample) -> str:
+    first = sample.images[0] if sample.images else ""
+    return os.fspath(first) if isinstance(first, str | os.PathLike) else ""
+
+
+class _Digests:
+    """Digests of images by content; a file that several questions name is read once."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+
+    def of(self, image: ImageLike) -> str:
+        if not isinstance(image, str | os.PathLike):
+            content = image if isinstance(image, bytes) else image.tobytes() + repr((image.mode, image.size)).encode()
+            return _digest(content)
+        path = os.fspath(image)
+        if path not in self._files:
+            try:
+                self._files[path] = _digest(Path(path).read_bytes())
+            except (OSError, ValueError):  # the model will say what is wrong with it
+                self._files[path] = f"unreadable:{path}"
+        return self._files[path]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
