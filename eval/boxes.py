@@ -37,8 +37,12 @@ def parse_box(text: str) -> Box | None:
 
 def find_box(text: str) -> Box | None:
     """The first four numbers in brackets anywhere in a text, if they are a valid box; our own, for models that talk."""
+    return _valid(_four_numbers(text))
+
+
+def _four_numbers(text: str) -> list[float]:
     found = _BRACKETS.search(text)
-    return _valid([float(number) for number in found.groups()]) if found else None
+    return [float(number) for number in found.groups()] if found else []
 
 
 def _valid(numbers: Sequence[float]) -> Box | None:
@@ -74,14 +78,15 @@ def rec_accuracy(prediction: str, box: Sequence[float]) -> float:
 
 def box_scores(parse: Callable[[str], Box | None]) -> Callable[[Sequence[Answered]], list[Score]]:
     """Scores boxes that `parse` reads by IoU >= 0.5 (`score`) and by IoU itself; an invalid one is wrong, and told by
-    `read_as` None. References are boxes as texts, `[left, top, right, bottom]`; of several the best counts.
+    `read_as` None. References are boxes as texts, `[left, top, right, bottom]`, which may end a hair outside the
+    image, as those of COCO do; of several the best counts.
     """
     return lambda answers: [_box_score(answered, parse) for answered in answers]
 
 
 def _box_score(answered: Answered, parse: Callable[[str], Box | None]) -> Score:
     box = None if answered.answer is None else parse(answered.answer.strip())
-    truths = [truth for truth in map(parse_box, answered.references) if truth]
+    truths = [truth for truth in map(_four_numbers, answered.references) if truth]
     overlap = max((iou(box, truth) for truth in truths), default=0.0) if box else 0.0
     right = float(overlap >= IOU_THRESHOLD)
     return Score({"score": Tally(right), "iou": Tally(overlap)}, right, "" if box or answered.answer is None else None)

@@ -292,6 +292,11 @@ def test_boxes() -> None:
     assert pooled("rec_anywhere", given) == pytest.approx({"score": 1, "iou": (0.875 + 1) / 2})
 
 
+def test_a_true_box_may_end_a_hair_outside_the_image() -> None:
+    given = [Answered("[0.5, 0, 1, 1]", ["[0.5, -1e-09, 1.0000001, 1.0]"]), Answered("[0, 0, 1, 1]", ["nothing"])]
+    assert [score.goodness for score in METRICS["rec"].score(given)] == [1, 0]
+
+
 def test_fields_are_read_from_json_in_text() -> None:
     truth = '{"total": "9.50", "date": "May 1"}'
     for text in (truth, f"```json\n{truth}\n```", f"Here it is: {truth}. Done."):
