@@ -1,159 +1,144 @@
-"""Metrics: pure functions of an answer and its references, and the table that says how each is added up.
+"""The table of metrics: what a task's YAML may name, and how each is added up.
 
-Every function names the scorer that it follows, slips included: a score is only worth something beside published ones.
-None looks at anything but its arguments, and none changes them.
+The functions behind it are pure and stand in modules by topic; every one names the scorer that it follows, slips
+included: a score is only worth something beside published ones.
 """
 
-import re
-from collections.abc import Sequence
+from .boxes import box_scores, find_box, iou, parse_box, rec_accuracy, rec_iou
+from .captions import cider, cider_scores
+from .choices import (
+    choice_scores,
+    circular_scores,
+    mcq_parse,
+    mcq_parse_mmmu,
+    mmmu_scores,
+    scienceqa,
+    scienceqa_parse,
+)
+from .documents import entity_f1, entity_scores, kie_f1, kie_scores, nted_accuracy, nted_scores
+from .ptb import ptb_tokens
+from .reading import (
+    anls,
+    cer,
+    char_recall,
+    char_scores,
+    character_errors,
+    ocrbench,
+    ocrbench_scores,
+    one_minus_ned,
+    wer,
+    word_accuracy,
+    word_errors,
+)
+from .scoring import Figure, Metric, each, errors
+from .short_answers import (
+    exact_match,
+    gqa,
+    loose_match,
+    mmmu_open,
+    ocrbench_v2_counting,
+    ocrbench_v2_vqa,
+    relaxed_accuracy,
+)
+from .vqa import evalai_normalise, textvqa_accuracy, vizwiz_accuracy, vqa_accuracy, vqa_normalise
+from .yes_no import mme_parse, mme_score, mme_scores, pope, pope_parse, pope_scores
 
-from .scoring import Figure, Metric, Tally, each, errors
-from .text import flat, levenshtein, vqa_normalise
+__all__ = [
+    "METRICS",
+    "anls",
+    "cer",
+    "char_recall",
+    "cider",
+    "descriptions",
+    "entity_f1",
+    "evalai_normalise",
+    "exact_match",
+    "gqa",
+    "iou",
+    "kie_f1",
+    "loose_match",
+    "mcq_parse",
+    "mcq_parse_mmmu",
+    "mme_parse",
+    "mme_score",
+    "mmmu_open",
+    "nted_accuracy",
+    "ocrbench",
+    "ocrbench_v2_counting",
+    "ocrbench_v2_vqa",
+    "one_minus_ned",
+    "parse_box",
+    "pope",
+    "pope_parse",
+    "ptb_tokens",
+    "rec_accuracy",
+    "rec_iou",
+    "relaxed_accuracy",
+    "scienceqa",
+    "textvqa_accuracy",
+    "vizwiz_accuracy",
+    "vqa_accuracy",
+    "vqa_normalise",
+    "wer",
+    "word_accuracy",
+]
 
-ANLS_THRESHOLD = 0.5
-RELAXED_TOLERANCE = 0.05
-
-
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 if the answer equals a reference, whatever the case and the spaces around it.
-
-    Follows Qwen-VL `eval_mm/evaluate_vqa.py` (`evaluate_exact_match_accuracy`; OCR-VQA, GQA): nothing else is folded,
-    so `Yes.` is not `yes`. See `loose_match` where no published number is at stake.
-    """
-    return float(prediction.strip().lower() in {reference.strip().lower() for reference in references})
-
-
-def loose_match(prediction: str, references: Sequence[str]) -> float:
-    """`exact_match` after runs of spaces became one and one period at the end was dropped, on both sides.
-
-    Our own, for people's own data: many models end every answer with a period, which costs them everything under
-    `exact_match` (VLMEvalKit #948: 25.68 against 59.24 on ChartQA for the same answers).
-    """
-    return exact_match(_without_period(prediction), [_without_period(reference) for reference in references])
-
-
-def _without_period(text: str) -> str:
-    return " ".join(text.split()).removesuffix(".")
-
-
-def vqa_accuracy(prediction: str, references: Sequence[str], *, strict_official: bool = False) -> float:
-    """VQAv2 accuracy: the mean over the references of min(1, matches among the *other* references / 3).
-
-    Follows lmms-eval `tasks/vqav2/utils.py`: both sides are always normalised (`vqa_normalise`). References are left
-    out by index, never by equality, or nine equal answers would vanish together. With ten references 1, 2, 3 and 4
-    agreeing people give 0.3, 0.6, 0.9 and 1; a single reference can only give 0.
-
-    Args:
-        prediction: the answer.
-        references: one answer per person asked, ten in VQAv2.
-        strict_official: as the official script since 2021 (GT-Vision-Lab/VQA a013f00): where all references are the
-            same, nothing is normalised, so `Yes.` is wrong beside ten `yes`.
-    """
-    answer, truths = flat(prediction), [flat(reference) for reference in references]
-    if not (strict_official and len(set(truths)) == 1):
-        answer, truths = vqa_normalise(answer), [vqa_normalise(truth) for truth in truths]
-    matches = [truth == answer for truth in truths]
-    shares = [min(1.0, (sum(matches) - match) / 3) for match in matches]
-    return sum(shares) / len(shares) if shares else 0.0
-
-
-def anls(prediction: str, references: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity (DocVQA, InfographicVQA, ST-VQA): of the best reference, 0 below 0.5.
-
-    Follows the RRC script (copy in Qwen-VL `eval_mm/infographicsvqa_eval.py`): the distance is taken without capitals
-    and extra spaces, but divided by the length of the longer text as it was written; exactly 0.5 is kept; two
-    empty texts are equal. arXiv 1907.00490.
-    """
-    similarity = 1 - min((_distance_share(prediction, reference) for reference in references), default=1.0)
-    return similarity if similarity >= ANLS_THRESHOLD else 0.0
-
-
-def _distance_share(prediction: str, reference: str) -> float:
-    distance = levenshtein(" ".join(prediction.lower().split()), " ".join(reference.lower().split()))
-    # Of the upper-case form, as in the script: ß counts twice.
-    return distance / max(len(prediction.upper()), len(reference.upper()), 1)
-
-
-def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """ChartQA's relaxed accuracy: numbers may be off by 5 % of the reference, all else must be equal but for case.
-
-    Follows pix2struct `metrics.py` (arXiv 2203.10244, section 5.1) on the stripped prediction, as Qwen-VL and
-    VLMEvalKit do: a tokenizer's leading space is no mistake of the model. `5%` is 0.05; no commas, currencies or
-    units are removed; a reference of zero is compared as text.
-    """
-    return float(any(_relaxed(prediction.strip(), reference) for reference in references))
-
-
-def _relaxed(prediction: str, reference: str) -> bool:
-    value, truth = _number(prediction), _number(reference)
-    if value is None or not truth:
-        return prediction.lower() == reference.lower()
-    return abs(value - truth) / abs(truth) <= RELAXED_TOLERANCE
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None
-
-
-def contains(prediction: str, references: Sequence[str], *, formula: bool = False) -> float:
-    """OCRBench v1: 1 if the answer contains a reference, inside a longer word too, whatever the case.
-
-    Follows the official `OCRBench/example.py` (arXiv 2305.07895); full-width letters are not folded.
-
-    Args:
-        prediction: the answer.
-        references: accepted answers.
-        formula: the rule for handwritten formulas (HME100k): all spaces are removed and case matters.
-    """
-    read = _formula if formula else _line
-    return float(any(read(reference) in read(prediction) for reference in references))
-
-
-def _line(text: str) -> str:
-    return text.lower().strip().replace("\n", " ")
-
-
-def _formula(text: str) -> str:
-    return text.strip().replace("\n", " ").replace(" ", "")
-
-
-def character_errors(prediction: str, references: Sequence[str]) -> Tally:
-    """Edits over characters of the reference, as jiwer's `cer`: spaces around the text do not count, those inside do.
-
-    With several references the one that gives the lowest rate.
-    """
-    return _fewest_errors(prediction.strip(), [reference.strip() for reference in references])
-
-
-def word_errors(prediction: str, references: Sequence[str]) -> Tally:
-    """Edits over words of the reference, as jiwer's `wer`: neither case nor punctuation is folded."""
-    return _fewest_errors(_words(prediction), [_words(reference) for reference in references])
-
-
-def _fewest_errors(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    tallies = [Tally(levenshtein(prediction, reference), len(reference)) for reference in references]
-    return min(tallies, key=lambda tally: tally.value, default=Tally(1.0))
-
-
-def _words(text: str) -> list[str]:
-    # As jiwer: a single line end or tab between two words does not part them, two white spaces of any kind do.
-    return [word for word in re.sub(r"\s\s+", " ", text).strip().split(" ") if word]
-
+_ERRORS = (Figure("score", better="lower"),)
+_POPE = (
+    Figure("f1"),
+    Figure("accuracy"),
+    Figure("precision"),
+    Figure("recall"),
+    Figure("yes_ratio", better="neither"),
+)
+_MME = tuple(Figure(name, scale=1.0, unit="") for name in ("perception", "cognition", "total"))
 
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(each(exact_match), "equal but for case and outer spaces (OCR-VQA, GQA)"),
+    "exact_match": Metric(each(exact_match), "equal but for case and outer spaces (OCR-VQA)"),
     "loose_match": Metric(each(loose_match), "equal but for case, spaces and one final period"),
-    "vqa_accuracy": Metric(each(vqa_accuracy), "agreement with the other nine people (VQAv2)"),
+    "contains": Metric(each(ocrbench), "a reference stands in the answer"),
+    "vqa_accuracy": Metric(each(vqa_accuracy), "agreement with the other nine people (VQAv2, OK-VQA)"),
     "vqa_accuracy_2021": Metric(each(vqa_accuracy, strict_official=True), "as the official VQAv2 script since 2021"),
-    "anls": Metric(each(anls), "edit similarity, 0 below 0.5 (DocVQA, InfographicVQA)"),
-    "relaxed_accuracy": Metric(each(relaxed_accuracy), "numbers within 5 %, text equal (ChartQA)"),
-    "contains": Metric(each(contains), "a reference stands in the answer (OCRBench)"),
-    "contains_formula": Metric(each(contains, formula=True), "the same for formulas (OCRBench HME100k)"),
-    "cer": Metric(errors(character_errors), "character errors / reference characters", (Figure("score", "lower"),)),
-    "wer": Metric(errors(word_errors), "word errors / reference words", (Figure("score", "lower"),)),
+    "textvqa_accuracy": Metric(each(textvqa_accuracy), "VQA accuracy after EvalAI's processor (TextVQA)"),
+    "vizwiz_accuracy": Metric(each(vizwiz_accuracy), "VQA accuracy as the VizWiz challenge's script"),
+    "gqa": Metric(each(gqa), "equal but for case and final periods (GQA)"),
+    "relaxed_accuracy": Metric(each(relaxed_accuracy, strip=True), "numbers within 5 %, text equal (ChartQA)"),
+    "anls": Metric(each(anls), "edit similarity, 0 below 0.5 (DocVQA, InfographicVQA, ST-VQA)"),
+    "ocrbench": Metric(
+        ocrbench_scores,
+        "a reference stands in the answer, rows of formulas by their own rule (OCRBench)",
+        (Figure("score", scale=1000.0, unit="/ 1000"),),
+    ),
+    "ocrbench_v2_vqa": Metric(each(ocrbench_v2_vqa), "contains a short reference, is near a long one (OCRBench v2)"),
+    "ocrbench_v2_vqa_cn": Metric(each(ocrbench_v2_vqa, chinese=True), "the same for Chinese"),
+    "ocrbench_v2_counting": Metric(each(ocrbench_v2_counting), "how near a count is (OCRBench v2)"),
+    "multiple_choice": Metric(choice_scores(mcq_parse), "the right letter, never guessed (AI2D, SEED, MMBench)"),
+    "circular_choice": Metric(
+        circular_scores,
+        "the right letter in every rotation of the options (MMBench)",
+        (Figure("score"), Figure("single")),
+    ),
+    "scienceqa": Metric(choice_scores(scienceqa_parse), "the right letter by LLaVA's rule (ScienceQA)"),
+    "mmmu": Metric(mmmu_scores(mcq_parse), "the right letter, or MMMU's rule for open questions"),
+    "mmmu_official": Metric(mmmu_scores(mcq_parse_mmmu), "the same with MMMU's own parser, without its guesses"),
+    "pope": Metric(pope_scores, "yes/no, each figure the mean of the splits' (POPE)", _POPE, "mean of categories"),
+    "pope_pooled": Metric(pope_scores, "yes/no over all questions (POPE)", _POPE),
+    "mme": Metric(mme_scores, "yes/no twice an image, 200 points a category (MME)", _MME, "sum of categories"),
+    "cer": Metric(errors(character_errors), "character errors / reference characters", _ERRORS),
+    "wer": Metric(errors(word_errors), "word errors / reference words", _ERRORS),
+    "word_accuracy": Metric(each(word_accuracy), "equal in letters and digits (text recognition)"),
+    "one_minus_ned": Metric(each(one_minus_ned), "1 - edit distance / longer length (text recognition)"),
+    "char_recall": Metric(
+        char_scores, "characters read / reference characters", (Figure("recall"), Figure("precision"))
+    ),
+    "cider": Metric(cider_scores, "CIDEr-D of captions (COCO, NoCaps)", (Figure("score", unit=""),)),
+    "rec": Metric(box_scores(parse_box), "IoU >= 0.5 of a bare box (RefCOCO)", (Figure("score"), Figure("iou"))),
+    "rec_anywhere": Metric(
+        box_scores(find_box), "the same of the first box in the answer", (Figure("score"), Figure("iou"))
+    ),
+    "kie_f1": Metric(kie_scores, "F1 of fields in JSON (CORD, SROIE)"),
+    "nted": Metric(nted_scores, "1 - tree edit distance of JSON, by that of nothing (CORD)"),
+    "entity_f1": Metric(entity_scores, "F1 of entities in tags, as seqeval (FUNSD)"),
 }
 """Name -> metric, as a task's YAML and `vlm list metrics` name it."""
 

@@ -13,7 +13,7 @@ from .answers import Reply
 from .intervals import Interval, intervals
 from .questions import Question
 from .scoring import Answered, Figure, Metric, Score, Verdict
-from .task import Task
+from .task import Published, Task
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ class Value:
 
 @dataclass(frozen=True)
 class CategoryScore:
-    """The metric's own figure over one category."""
+    """One category by the metric's own figure, or the first that it adds to (MME's cognition)."""
 
+    figure: str
     score: float
     interval: Interval | None
     n: int
@@ -145,6 +146,8 @@ class TaskResult:
     scales: tuple[Figure, ...] = ()
     """How each figure is shown."""
     categories: dict[str, CategoryScore] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+    """Other models' scores; which of them may stand beside this one says `vlm.eval.report_published`."""
     rows: Sequence[Row] = field(default=(), repr=False, compare=False)
     """One per sample, in the source's order; on disk they are in `samples.jsonl`."""
 
@@ -211,6 +214,7 @@ def summarise(
         conditions=_conditions(task, rows, model=model, settings=settings or {}, subset=subset),
         scales=() if task.hidden else metric.figures,
         categories={name: _category(metric, group) for name, group in sorted(named.items())},
+        published=task.published,
         rows=rows,
     )
 
@@ -261,8 +265,10 @@ def _clusters(rows: Sequence[Row]) -> list[str]:
 
 
 def _category(metric: Metric, rows: Sequence[Row]) -> CategoryScore:
-    own = next(iter(_values(metric, rows).values()))
-    return CategoryScore(own.value, own.interval, len(rows), _errors(rows))
+    added = {name for row in rows if row.score is not None for name in row.score.tallies}
+    figure = next((figure.name for figure in metric.figures if figure.name in added), metric.figures[0].name)
+    own = _values(metric, rows)[figure]
+    return CategoryScore(figure, own.value, own.interval, len(rows), _errors(rows))
 
 
 def _errors(rows: Sequence[Row]) -> int:

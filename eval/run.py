@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from rich.console import Console
 
 from vlm.device import best_device
 from vlm.errors import ConfigError, unknown
@@ -13,8 +15,10 @@ from vlm.loading import load
 from vlm.model import VLM
 
 from .metrics import METRICS
-from .report import Pictures, write_report
-from .results import Row, TaskResult, save_results
+from .predictions import score_predictions
+from .report import write_report
+from .report_images import Pictures, Seen
+from .results import Row, TaskResult, save_results, save_rows
 from .runner import Answerer, evaluate
 from .task import Task, load_task
 from .world import World
@@ -53,7 +57,10 @@ def run(
     world = world or World()
     loaded = load_tasks(tasks, data, metric)
     for task in loaded:
-        task.open()
+        missing = task.open().missing_images()
+        if missing and world.is_first:
+            said = f"{task.label}: {len(missing)} image files are missing, the first is {missing[0]}"
+            Console(stderr=True, highlight=False).print(said, style="yellow", soft_wrap=True, markup=False)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if out is None:
         out = Path(model) / "eval" if isinstance(model, str | Path) else Path("runs/eval")
@@ -68,14 +75,39 @@ def run(
         if world.is_first:
             save_results(out / "results.json", results, model=name)  # a later task that fails costs no earlier one
     if world.is_first:
-        write_report(
-            out / "report.html",
-            results,
-            title=f"Evaluation of {name}",
-            curves=sorted(Path(model).glob("stages/*/loss.png")) if isinstance(model, str | Path) else [],
-            pictures=pictures_of(answerer, loaded),
-        )
+        curves = sorted(Path(model).glob("stages/*/loss.png")) if isinstance(model, str | Path) else []
+        _write(out, results, name=name, pictures=pictures_of(answerer, loaded), curves=curves)
     return results
+
+
+def score(
+    answers: Path, task: str, *, data: str | None = None, metric: str | None = None, out: Path | None = None
+) -> TaskResult:
+    """Score a file of answers (see `vlm.eval.predictions`), and write `results.json` and `report.html` to `out`.
+
+    Args:
+        answers: a JSON list or JSONL of `{"question_id", "answer"}`.
+        task: what they answer.
+        data: the path that `$DATA` stands for.
+        metric: takes the place of the task's own.
+        out: where to write; nothing is written if absent.
+
+    Raises:
+        ConfigError: the task or the answers cannot be used.
+    """
+    (loaded,) = load_tasks([task], data, metric)
+    result = score_predictions(loaded, answers)
+    if out is not None:
+        _write(out, [result], name=str(answers), pictures=pictures_of(None, [loaded]))
+        save_rows(out / "samples.jsonl", result.rows)
+    return result
+
+
+def _write(
+    out: Path, results: Sequence[TaskResult], *, name: str, pictures: Pictures, curves: Sequence[Path] = ()
+) -> None:
+    save_results(out / "results.json", results, model=name)
+    write_report(out / "report.html", results, title=f"Evaluation of {name}", curves=curves, pictures=pictures)
 
 
 def paths(data: Sequence[str]) -> str | dict[str, str] | None:
@@ -116,21 +148,33 @@ def load_tasks(names: Sequence[str], data: str | Mapping[str, str] | None, metri
     if isinstance(data, str) and not any(task.takes_data for task in bare):
         raise ConfigError(f"--data {data}: none of the tasks {', '.join(known)} reads your own file; `mine` does")
     found = [_on(task, paths.get(task.name)) for task in bare]
-    return [task.model_copy(update={"metric": metric}) for task in found] if metric else found
+    return [_scored_by(task, metric) for task in found] if metric else found
+
+
+def _scored_by(task: Task, metric: str) -> Task:
+    """The task with another metric, beside whose score its published ones must not stand."""
+    return task if task.metric == metric else task.model_copy(update={"metric": metric, "published": ()})
 
 
 def _on(task: Task, path: str | None) -> Task:
     return task.on_hub() if path is None else task.with_data(path)
 
 
-def pictures_of(model: Answerer, tasks: Sequence[Task]) -> Pictures:
+def pictures_of(model: Answerer | None, tasks: Sequence[Task]) -> Pictures:
     """A function that gives the images of a row as the model's first encoder saw them."""
     sources = {task.label: task.open() for task in tasks}
 
-    def pictures(row: Row) -> list[Image.Image]:
-        sample = sources[row.task][row.question.index]
+    def pictures(row: Row) -> list[Seen]:
+        images = [open_image(image) for image in sources[row.task][row.question.index].images]
         if not isinstance(model, VLM):
-            return [open_image(image) for image in sample.images]
-        return [view for image in sample.images for view in model.processor.seen(image)[0]]
+            return [Seen([image], original=image) for image in images]
+        return [_seen(model, image, len(images)) for image in images]
 
     return pictures
+
+
+def _seen(model: VLM, image: Image.Image, images: int) -> Seen:
+    first: Any = model.encoders[0]
+    look, spec = model.processor.look(image, images), first.image
+    cells = [view.cell for view in look.plan.views[0]]
+    return Seen([spec.denormalise(pixels[0]) for pixels in look.pixels], cells, image)

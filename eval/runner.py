@@ -15,6 +15,7 @@ from vlm.sample import Sample
 from .answers import AnswerLog, Reply, write
 from .questions import Question, read_questions
 from .results import TaskResult, save_rows, score_rows, summarise
+from .submissions import check_ids, save_submission
 from .task import Task
 from .world import World
 
@@ -91,6 +92,7 @@ def evaluate(
         )
         bar.update(reading, visible=False)
         _refuse_all_faulty(task, questions)
+        submits = _submits(task, questions) and len(indices) == len(source)  # servers refuse a part
         known = log.read()
         todo = [one for one in questions if one.fault is None and _unanswered(known.get(one.key))]
         world.wait()  # every process has read what there was before any writes
@@ -104,6 +106,8 @@ def evaluate(
     rows = score_rows(task, questions, log.read())
     if world.is_first:
         save_rows(log.folder / "samples.jsonl", rows)
+        if submits:
+            save_submission(log.folder / "submission.json", task.submission, rows)
     subset = f"{len(indices)} of {len(source)} questions" if len(indices) < len(source) else ""
     return summarise(task, rows, model=identity, settings=settings, subset=subset)
 
@@ -112,6 +116,23 @@ def _refuse_all_faulty(task: Task, questions: Sequence[Question]) -> None:
     faults = [one.fault for one in questions if one.fault is not None]
     if len(faults) == len(questions):
         raise ConfigError(f"task `{task.label}`: none of {len(faults)} samples can be used; the first: {faults[0]}")
+
+
+def _submits(task: Task, questions: Sequence[Question]) -> bool:
+    """Whether a submission file can be written; found out before anything is asked.
+
+    Raises:
+        ConfigError: the answers are hidden, and the ids are not such as the server has.
+    """
+    if not task.submission:
+        return False
+    try:
+        check_ids(task.submission, [one.id for one in questions if one.fault is None])
+    except ConfigError:
+        if task.hidden:
+            raise
+        return False  # somebody's own data in the benchmark's format
+    return True
 
 
 def _subset(count: int, limit: int | None) -> Sequence[int]:

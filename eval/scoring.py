@@ -107,11 +107,19 @@ class Metric:
         return sum(values) / (len(values) if self.over == "mean of categories" and values else 1)
 
 
-def each(score: Callable[..., float], **options: object) -> Callable[[Sequence[Answered]], list[Score]]:
-    """Scores answers one by one with `score(answer, references, **options)` of 0 to 1; their mean is the figure."""
+def each(
+    score: Callable[..., float], *, strip: bool = False, **options: object
+) -> Callable[[Sequence[Answered]], list[Score]]:
+    """Scores answers one by one with `score(answer, references, **options)` of 0 to 1; their mean is the figure.
+
+    With `strip` the spaces around an answer are taken off first, where `score` itself follows a scorer that does not.
+    """
 
     def alone(answered: Answered) -> Score:
-        value = 0.0 if answered.answer is None else float(score(answered.answer, answered.references, **options))
+        if answered.answer is None:
+            return Score({"score": Tally(0.0)}, 0.0)
+        answer = answered.answer.strip() if strip else answered.answer
+        value = float(score(answer, answered.references, **options))
         return Score({"score": Tally(value)}, value)
 
     return lambda answers: [alone(answered) for answered in answers]

@@ -1,7 +1,8 @@
 """A task: data, prompt, metric and version, read from a small YAML file."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ class Published(BaseModel):
     note: str = ""
 
 
+class Split(BaseModel):
+    """Another part of a benchmark: what is different from the task's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: dict[str, Any] = {}
+    """Options of the source that replace the task's; null takes one away, and a mapping replaces key by key."""
+    hub: dict[str, Any] | None = {}
+    """The same for the hub's; null if the hub has no such part."""
+    hidden: bool = False
+    """Its answers are kept by a server: it can be answered, for a submission, and not scored."""
+
+
 class Task(BaseModel):
     """What is asked, how it is asked, and how answers are scored.
 
@@ -63,6 +77,10 @@ class Task(BaseModel):
     """The source where no `--data` is given: the same questions as a dataset of the Hugging Face hub."""
     split: str = ""
     """Which part of the benchmark this is, for the record."""
+    splits: dict[str, Split] = {}
+    """Other parts by name; `TASK@NAME` asks one of them."""
+    hidden: bool = False
+    """Whether the samples come without answers; see `Split`."""
     metric: str
     """A name in `vlm.eval.metrics.METRICS`."""
     prompt: str = "{question}"
@@ -70,12 +88,12 @@ class Task(BaseModel):
     braces one of the fields that the source gives."""
     prompts: dict[str, str] = {}
     """Other prompts by name; `TASK:NAME` asks with one of them."""
+    open_prompt: str = ""
+    """The prompt of samples without choices, in a task that has both kinds; `prompt` if empty."""
     variant: str = DEFAULT
     """Which prompt is used."""
     max_new_tokens: PositiveInt = 64
     """The longest answer; one that reaches it is counted as truncated."""
-    hidden: bool = False
-    """Whether the split's answers are kept by a server: nothing is scored, a submission file is written."""
     published: tuple[Published, ...] = ()
     submission: str = ""
     """The official server's file format, a name in `vlm.eval.submissions.FORMATS`; none if empty."""
@@ -97,15 +115,26 @@ class Task(BaseModel):
     @property
     def takes_data(self) -> bool:
         """Whether `--data` says where the samples are."""
-        return any(isinstance(value, str) and DATA in value for value in self.source.options.values())
+        return DATA in json.dumps(self.source.options)
 
     def with_data(self, data: str) -> "Task":
         """The task on the file or folder `data`."""
-        options = {
-            key: value.replace(DATA, data) if isinstance(value, str) else value
-            for key, value in self.source.options.items()
-        }
+        options = _with_data(self.source.options, data)
         return self.model_copy(update={"source": PartSpec(name=self.source.name, **options)})
+
+    def on_split(self, name: str) -> "Task":
+        """The task on another part of the benchmark; its name then says which.
+
+        Raises:
+            ConfigError: there is no such part.
+        """
+        if name not in self.splits:
+            known = f"; its own is {self.split}" if self.split else ""
+            raise ConfigError(unknown(f"split of task `{self.name}`", name, self.splits) + known)
+        split = self.splits[name]
+        hub = None if split.hub is None or self.hub is None else _changed(self.hub, split.hub)
+        changed = {"source": _changed(self.source, split.source), "hub": hub, "hidden": split.hidden, "split": name}
+        return self.model_copy(update={**changed, "name": f"{self.name}@{name}"})
 
     def on_hub(self) -> "Task":
         """The task on the hub's dataset, where there is one and `--data` was not given."""
@@ -138,7 +167,8 @@ class Task(BaseModel):
         asked = sample.question()
         if not asked.turns or asked.turns[-1].role != "user":
             raise DataError("the sample asks nothing: its last turn, or the one before the answer, must be the user's")
-        text = fill(self.template, asked)
+        plain = self.open_prompt if self.variant == DEFAULT and not asked.choices else ""
+        text = fill(plain or self.template, asked)
         return replace(asked, turns=[*asked.turns[:-1], Turn("user", text)], answers=references(sample))
 
 
@@ -164,6 +194,28 @@ def letter(number: int) -> str:
     return chr(ord("A") + number)
 
 
+def _with_data(value: Any, data: str) -> Any:
+    """`value` with the path in every text of it."""
+    if isinstance(value, str):
+        return value.replace(DATA, data)
+    if isinstance(value, dict):
+        return {key: _with_data(item, data) for key, item in value.items()}
+    return [_with_data(item, data) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _changed(part: PartSpec, changes: Mapping[str, Any]) -> PartSpec:
+    return PartSpec(name=part.name, **_merged(part.options, changes))
+
+
+def _merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes above options: key by key in mappings, null takes a key away."""
+    found = dict(options)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _merged(found[key], value) if both else value
+    return {key: value for key, value in found.items() if value is not None or key not in changes}
+
+
 def references(sample: Sample) -> tuple[str, ...]:
     """The accepted answers; where none are listed, the assistant's last turn."""
     spoken = [turn.text for turn in sample.turns[-1:] if turn.role == "assistant"]
@@ -176,17 +228,18 @@ def shipped_tasks() -> dict[str, Path]:
 
 
 def load_task(name_or_path: str, data: str | None = None) -> Task:
-    """A task that ships with the kit, by name, or one of your own, by the path of its YAML; `:NAME` behind it chooses
-    one of its prompts.
+    """A task that ships with the kit, by name, or one of your own, by the path of its YAML; `@NAME` behind it chooses
+    one of its splits, `:NAME` one of its prompts (`textvqa@test:ocr`).
 
     Args:
         name_or_path: which one; a shipped name goes before a file of the same name.
         data: the path that `$DATA` stands for; a task without it takes no notice.
 
     Raises:
-        ConfigError: no such task or prompt (the nearest and all known ones are given), or every mistake in the file.
+        ConfigError: no such task, split or prompt (the nearest and all known ones are given), or every mistake in the
+            file.
     """
-    path, variant = _find(name_or_path)
+    path, split, variant = _find(name_or_path)
     raw = read_yaml(path)
     problems = list(_problems(raw))
     if problems:
@@ -195,17 +248,19 @@ def load_task(name_or_path: str, data: str | None = None) -> Task:
     if variant not in (DEFAULT, *task.prompts):
         raise ConfigError(unknown(f"prompt of task `{task.name}`", variant, (DEFAULT, *task.prompts)))
     task = task.model_copy(update={"variant": variant})
+    task = task.on_split(split) if split else task
     return task if data is None else task.with_data(data)
 
 
-def _find(name: str) -> tuple[Path, str]:
-    """The file of a task and the prompt that is asked for."""
+def _find(name: str) -> tuple[Path, str, str]:
+    """The file of a task, and the split and the prompt that are asked for; a path may hold both marks itself."""
     shipped = shipped_tasks()
     for known, variant in ((name, DEFAULT), name.rpartition(":")[::2]):
-        path = shipped.get(known, Path(known))
-        if known and path.is_file():
-            return path, variant
-    raise ConfigError(unknown("task", name.partition(":")[0], shipped) + ", or the path of a YAML file")
+        for bare, split in ((known, ""), known.rpartition("@")[::2]):
+            path = shipped.get(bare, Path(bare))
+            if bare and ":" not in split and path.is_file():
+                return path, split, variant
+    raise ConfigError(unknown("task", re.split("[:@]", name)[0], shipped) + ", or the path of a YAML file")
 
 
 def _problems(raw: dict[str, Any]) -> Iterator[Problem]:
@@ -223,7 +278,19 @@ def _problems(raw: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(place, f"`{prompt}` holds {{question}} more than once")
     for key in ("source", "hub"):
         source = raw.get(key)
-        yield from _source_problems({"name": source} if isinstance(source, str) else source, key)
+        source = {"name": source} if isinstance(source, str) else source
+        problems = list(_source_problems(source, key))
+        for name, split in [] if problems else _splits(raw):
+            changes = split.get(key, {})
+            if isinstance(source, dict) and isinstance(changes, dict):
+                problems += _source_problems(_merged(source, changes), join("splits", name, key))
+        yield from problems
+
+
+def _splits(raw: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    splits = raw.get("splits")
+    named = splits.items() if isinstance(splits, dict) else ()
+    return [(name, split) for name, split in named if isinstance(split, dict)]
 
 
 def _source_problems(source: Any, place: str) -> Iterator[Problem]:

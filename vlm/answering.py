@@ -143,8 +143,9 @@ class _Window:
         model = self.model
         batch = model.processor.collate(examples, side="left", pixels=False).to(model.device)
         limit = min(self.max_new_tokens, *map(self._room, examples))
-        vision = self._vision(examples)
-        rows = model.generate(batch, max_new_tokens=limit, vision=vision).tolist()
+        rows = model.generate(
+            batch, max_new_tokens=limit, vision=self._vision(examples), groups=_groups(examples)
+        ).tolist()
         return [read(model, name, row) for name, row in zip(batch.ids, rows, strict=True)]
 
     def _vision(self, examples: Sequence[Example]) -> VisionTokens | None:
@@ -172,6 +173,12 @@ class _Seen:
 def _shown(example: Example) -> list[_Seen]:
     question = None if example.question is None else tuple(example.question.tolist())
     return [_Seen(look, question) for look in example.looks]
+
+
+def _groups(examples: Sequence[Example]) -> list[int]:
+    """Samples that show the same are of one group."""
+    numbers: dict[tuple[_Seen, ...], int] = {}
+    return [numbers.setdefault(tuple(_shown(example)), len(numbers)) for example in examples]
 
 
 def _encode(model: "VLM", images: Sequence[_Seen]) -> list[Tensor]:

@@ -116,6 +116,22 @@ def eval_(
 
 
 @app.command()
+def score(
+    answers: Annotated[
+        Path, typer.Argument(help="Answers made elsewhere: a JSON list or .jsonl of {question_id, answer}.")
+    ],
+    task: Annotated[str, typer.Argument(help="The task that they answer.")],
+    data: Annotated[str | None, typer.Option(help="The task's files or folder.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Another metric than the task's own.")] = None,
+    out: Out = None,
+) -> None:
+    """Score answers of any program by a task's metric: an official results file, say."""
+    with _errors():
+        result = import_module("vlm.eval.run").score(answers, task, data=data, metric=metric, out=out)
+        _console().print(import_module("vlm.eval.tables").table([result]))
+
+
+@app.command()
 def compare(
     grid: Annotated[str, typer.Argument(help="A shipped study (`vlm list studies`) or the path of a YAML file.")],
     out: Out = None,

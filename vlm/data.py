@@ -1,7 +1,10 @@
 """Where samples come from: a source is a sequence of samples, read one at a time."""
 
 import json
+import math
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import ConfigError, Problem
+from vlm.rows import json_rows
 from vlm.sample import IMAGE_MARK, Role, Sample, Turn
 
 _SPEAKERS: dict[Any, Role] = {
@@ -31,11 +35,52 @@ class Source(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
-        """Sample number `index`, 0 <= index < len(self)."""
+        """Sample number `index`, 0 <= index < len(self).
+
+        Raises:
+            DataError: that row is no sample.
+        """
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def missing_images(self) -> list[str]:
+        """Paths of the image files that the samples name and that are not there, each once, without opening any.
+
+        None for a source that makes its pictures or holds them itself.
+        """
+        return []
 
 
 class DataError(ValueError):
     """A row that is no sample; the message names file and row."""
+
+
+def data_error(path: str | Path, message: object, *, row: int, line: int | None = None, key: str = "") -> DataError:
+    """A `DataError` with its place: `FILE, row 12 (line 345): message`.
+
+    Args:
+        path: the file.
+        message: what is wrong with the row.
+        row: its number, counted from 1.
+        line: of the file, where the row begins; counted from 1.
+        key: of the row in a mapping of rows.
+    """
+    place = f"row {row}" + (f" `{key}`" if key else "") + (f" (line {line})" if line else "")
+    return DataError(f"{path}, {place}: {message}")
+
+
+def absent(paths: Iterable[str]) -> list[str]:
+    """Those of the files that are not there, each once; a folder is looked into once, however many files it has."""
+    found: dict[str, set[str]] = {}
+    missing = []
+    for path in dict.fromkeys(paths):
+        folder, name = os.path.split(path)
+        if folder not in found:
+            found[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
+        if name not in found[folder]:
+            missing.append(path)
+    return missing
 
 
 class JsonSource(Source):
@@ -50,20 +95,25 @@ class JsonSource(Source):
     Args:
         path: the file.
         images: the folder that image paths start from; the file's own folder if absent.
+        strict: for evaluation: a row whose id stood before, or whose answers are all empty, is no sample. Opening then
+            reads the whole file.
     """
 
-    def __init__(self, *, path: str, images: str | None = None) -> None:
+    def __init__(self, *, path: str, images: str | None = None, strict: bool = False) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise ConfigError(Problem("path", f"`{path}` is not a file; allowed: a .json or .jsonl file"))
         self.images = Path(images) if images else self.path.parent
         self._rows: list[Any] | None = None
+        self._lines: Sequence[int] | None = None
         if self.path.suffix == ".json":
             self._rows = self._read_list()
         else:
-            self._offsets = _line_offsets(self.path)
+            self._offsets, self._lines = _line_offsets(self.path)
         if not len(self):
             raise ConfigError(Problem("path", f"`{path}` holds no sample"))
+        self._repeated = self._find_repeated() if strict else {}
+        self._strict = strict
 
     def __len__(self) -> int:
         return len(self._offsets) if self._rows is None else len(self._rows)
@@ -74,9 +124,43 @@ class JsonSource(Source):
             DataError: the row is no sample; names the file, the row and what is wrong.
         """
         try:
-            return _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
+            if index in self._repeated:
+                raise ValueError(self._repeated[index])
+            sample = _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
+            if self._strict and sample.answers and not any(answer.strip() for answer in sample.answers):
+                raise ValueError("the answer is empty")
+            return sample
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path}, row {index + 1}: {_reason(error)}") from error
+            raise data_error(self.path, _reason(error), row=index + 1, line=self._line(index)) from error
+
+    def missing_images(self) -> list[str]:
+        paths = []
+        for index in range(len(self)):
+            try:
+                paths += [str(self.images / image) for image in _images(self._row(index))]
+            except (AttributeError, TypeError, ValueError):
+                continue  # no sample, which whoever reads it is told
+        return absent(paths)
+
+    def _find_repeated(self) -> dict[int, str]:
+        """Row -> what is wrong, of rows whose id stood before."""
+        first: dict[str, int] = {}
+        repeated = {}
+        for index in range(len(self)):
+            try:
+                row = self._row(index)
+                name = next((str(row[key]) for key in _IDS if key in row), "")
+            except (TypeError, ValueError):
+                continue
+            if name and first.setdefault(name, index) != index:
+                repeated[index] = f"id {name} stands twice, first in row {first[name] + 1}"
+        return repeated
+
+    def _line(self, index: int) -> int:
+        """Where the row begins; found when it is first asked for."""
+        if self._lines is None:
+            self._lines = [found.span.line for found in json_rows(self.path)]
+        return int(self._lines[index])
 
     def _row(self, index: int) -> Any:
         if self._rows is not None:
@@ -95,15 +179,16 @@ class JsonSource(Source):
         return rows
 
 
-def _line_offsets(path: Path) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Where each line that is not blank begins, in bytes."""
-    offsets, position = [], 0
+def _line_offsets(path: Path) -> "tuple[np.ndarray[Any, np.dtype[np.int64]], Any]":
+    """Where each line that is not blank begins, in bytes, and its number."""
+    offsets, lines, position = [], [], 0
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.strip():
                 offsets.append(position)
+                lines.append(number)
             position += len(line)
-    return np.asarray(offsets, dtype=np.int64)
+    return np.asarray(offsets, dtype=np.int64), np.asarray(lines, dtype=np.int32)
 
 
 def _reason(error: Exception) -> str:
@@ -111,6 +196,7 @@ def _reason(error: Exception) -> str:
 
 
 _KEYS = {"id", "question_id", "category", "targets", "image", "images", "answers", "answer"}
+_IDS = ("id", "question_id")
 _FORMS = ("conversations", "messages", "question", "caption")
 
 
@@ -131,7 +217,7 @@ def _sample(row: Any, folder: Path, place: str) -> Sample:
     return Sample(
         turns=turns,
         images=[str(folder / image) for image in _images(row)],
-        id=str(row.get("id", row.get("question_id", place))),
+        id=next((_text(row[key], "the id") for key in _IDS if key in row), place),
         answers=_answers(row) or [turn.text for turn in turns[-1:] if turn.role == "assistant"],
         category=str(row.get("category", "")),
         targets=_targets(row.get("targets", {})),
@@ -189,6 +275,8 @@ def _turn(item: Any) -> Turn:
 
 def _text(value: Any, what: str) -> str:
     """Text as it is, and a number as it is written; anything else would be learned as Python prints it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{what} is {value}, which is no text")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):

@@ -35,7 +35,7 @@ def identity(model: VLM) -> str:
 
 def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode())
-    digest.update(memoryview(tensor.reshape(-1).cpu().view(torch.uint8).numpy()))
+    digest.update(tensor.reshape(-1).cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

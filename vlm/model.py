@@ -20,6 +20,7 @@ from vlm.generation import generate
 from vlm.images import ImageLike
 from vlm.layout import Layout
 from vlm.packer import ImagePlan
+from vlm.prefixes import shared_cache
 from vlm.processor import Processor
 from vlm.sample import Batch, Sample, ViewGroup, ask
 from vlm.saving import TOKENIZER, Origin, save
@@ -159,7 +160,13 @@ class VLM(nn.Module):
         return self.llm(**self.inputs(batch, vision), position_ids=positions, **options)
 
     def generate(
-        self, batch: Batch, *, max_new_tokens: int = 64, vision: VisionTokens | None = None, **options: Any
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int = 64,
+        vision: VisionTokens | None = None,
+        groups: Sequence[int] | None = None,
+        **options: Any,
     ) -> Tensor:
         """Answer ids [B, at most max_new_tokens], padded on the right; greedy unless `options` say otherwise.
 
@@ -167,10 +174,17 @@ class VLM(nn.Module):
             batch: padded on the left.
             max_new_tokens: where an answer is cut.
             vision: `encode(batch)`, if already at hand.
+            groups: per sample the number of what it shows, where samples may share that (see `vlm.prefixes`).
             options: further keywords of transformers' `generate`.
         """
         with torch.no_grad(), self.evaluating():
-            return generate(self.llm, self.inputs(batch, vision), self.processor.chat, max_new_tokens, **options)
+            inputs = self.inputs(batch, vision)
+            if groups is not None and self.connector.route().in_sequence:
+                prompts = [ids[real.bool()] for ids, real in zip(batch.input_ids, batch.attention_mask, strict=True)]
+                read = (inputs["inputs_embeds"], inputs["attention_mask"])
+                if (cache := shared_cache(self.llm, *read, prompts, groups)) is not None:
+                    options["past_key_values"] = cache
+            return generate(self.llm, inputs, self.processor.chat, max_new_tokens, **options)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

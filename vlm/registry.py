@@ -164,7 +164,22 @@ packers: Registry[Any] = Registry(
 sources: Registry[Any] = Registry(
     "data source",
     "vlm.data:Source",
-    {"json": "vlm.data:JsonSource", "handwriting": "vlm.embedded:Handwriting"},
+    {
+        "json": "vlm.data:JsonSource",
+        "handwriting": "vlm.embedded:Handwriting",
+        "records": "vlm.eval.records:Records",
+        "hub": "vlm.eval.hub:Hub",
+        "mme": "vlm.eval.folders:Mme",
+        "ai2d": "vlm.eval.folders:Ai2d",
+        "funsd": "vlm.eval.folders:Funsd",
+        "text_lines": "vlm.eval.text_lines:TextLines",
+        "refcoco": "vlm.eval.refcoco:RefCoco",
+        "words": "vlm.eval.rendered:Words",
+        "lines": "vlm.eval.rendered:Lines",
+        "receipts": "vlm.eval.rendered:Receipts",
+        "charts": "vlm.eval.rendered:Charts",
+        "tables": "vlm.eval.rendered:Tables",
+    },
 )
 objectives: Registry[Any] = Registry(
     "objective",

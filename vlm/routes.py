@@ -18,6 +18,9 @@ from vlm.features import VisionTokens
 class Route(ABC):
     """Letters: B samples, T text positions, C the LLM's width, I images of the batch."""
 
+    in_sequence: bool = True
+    """Whether all that the LLM knows of an image stands in its sequence."""
+
     @abstractmethod
     def placeholders(self, tokens: int) -> int:
         """Positions that `tokens` visual tokens take in the text."""
@@ -97,6 +100,8 @@ class VisionStream:
 
 class AttentionRoute(Route):
     """Visual tokens stay outside the sequence; cross-attention blocks inside the LLM read them (Flamingo)."""
+
+    in_sequence = False
 
     def placeholders(self, tokens: int) -> int:
         return 0

@@ -70,7 +70,9 @@ def task_problems(names: Sequence[str], data: Mapping[str, str] | None = None) -
     problems: list[Problem] = []
     for number, name in enumerate(names):
         try:
-            tasks.load_task(name, (data or {}).get(name)).open()
+            path = (data or {}).get(name)
+            task = tasks.load_task(name, path)
+            (task.on_hub() if path is None else task).open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems
     return problems

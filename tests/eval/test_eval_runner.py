@@ -96,9 +96,9 @@ def test_a_faulty_annotation_is_counted_and_not_scored(stub: Any, tmp_path: Path
     assert (result.score, result.counts.n, result.counts.faulty, result.counts.errors) == (1.0, 1, 3, 0)
     faults = [row.question.fault for row in result.rows]
     assert "sample 1 (1) has no answer to compare with" in faults[0]
-    assert "sample 2 (2) has no answer" in faults[1]
+    assert "row 2 (line 1): the answer is empty" in faults[1]
     assert faults[2] is None
-    assert "id `3` stands twice: sample 3 and sample 4" in faults[3]
+    assert "row 4 (line 1): id 3 stands twice, first in row 3" in faults[3]
     data.write_text(json.dumps(rows[:2]))
     with pytest.raises(ConfigError, match="none of 2 samples can be used; the first: sample 1"):
         evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)
@@ -124,7 +124,7 @@ class Miscounting:
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_wrong_number_of_answers_is_refused(stub: Any, mine: str, tmp_path: Path, change: int) -> None:
     with pytest.raises(
-        RuntimeError, match="mine: the model (gave no answer to 1 samples|answered sample . of 5 twice)"
+        RuntimeError, match=r"mine: the model (gave no answer to 1 samples|answered sample \d of 5 twice)"
     ):
         evaluate(Miscounting(stub, change), load_task("mine", data=mine), out=tmp_path)
 
@@ -142,6 +142,55 @@ def test_a_limit_draws_the_same_questions_and_smaller_ones_nest(stub: Any, tmp_p
 
     assert asked(5) < asked(20)
     assert asked(5) != {str(n) for n in range(5)}  # the first ones are often of one kind
+
+
+HIDDEN = """
+name: hidden
+version: 1
+source: {name: json, path: $DATA}
+hidden: true
+metric: vqa_accuracy
+submission: vqa
+"""
+
+
+def test_hidden_answers_give_a_submission_and_no_score(stub: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "task.yaml").write_text(HIDDEN)
+    rows = [{"id": n, "question": f"Why {n}?"} for n in range(3)] + [{"id": 3, "image": "gone.png", "question": "Who?"}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    arguments: Any = {"data": str(tmp_path / "data.json"), "out": tmp_path / "out"}
+    results = run(stub(lambda sample: f"Two {sample.id}!"), [str(tmp_path / "task.yaml")], **arguments)
+    written = json.loads((tmp_path / "out/hidden/submission.json").read_text())
+    assert written == [{"question_id": n, "answer": f"2 {n}"} for n in range(3)] + [{"question_id": 3, "answer": ""}]
+    assert results[0].figures == {}
+    assert (results[0].counts.n, results[0].counts.errors) == (4, 1)
+    assert "hidden" in text_of(results)
+    with pytest.raises(ValueError, match="the answers of this split are hidden"):
+        _ = results[0].score
+    samples = lines(tmp_path / "out/hidden/samples.jsonl")
+    assert [sample["verdict"] for sample in samples] == ["unscored"] * 3 + ["error"]
+    run(stub(lambda sample: "x"), [str(tmp_path / "task.yaml")], **{**arguments, "out": tmp_path / "few"}, limit=2)
+    assert not (tmp_path / "few/hidden/submission.json").exists()  # a server refuses a part
+
+
+def test_ids_that_no_server_has(stub: Any, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "question": "Why?", "answer": "so"}]))
+    for hidden, text in ((True, HIDDEN), (False, HIDDEN.replace("hidden: true", "hidden: false"))):
+        (tmp_path / "task.yaml").write_text(text)
+        task = load_task(str(tmp_path / "task.yaml"), data=str(tmp_path / "data.json"))
+        model = stub(lambda sample: "so")
+        if hidden:
+            with pytest.raises(ConfigError, match="`a` is no number"):
+                evaluate(model, task, out=tmp_path)
+            assert not model.asked
+        else:
+            assert evaluate(model, task, out=tmp_path).counts.errors == 0
+            assert not (tmp_path / "hidden/submission.json").exists()
+
+
+def test_missing_images_are_said_before_the_model_is_asked(stub: Any, mine: str, tmp_path: Path, capsys: Any) -> None:
+    run(stub(lambda sample: "x"), ["mine"], data=mine, out=tmp_path / "out")
+    assert "mine: 1 image files are missing, the first is" in capsys.readouterr().err
 
 
 def test_data_by_task() -> None:

@@ -53,7 +53,7 @@ def test_a_task_from_outside(tmp_path: Path) -> None:
 
 
 def test_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean `handwriting`\? allowed: handwriting, mine"):
+    with pytest.raises(ConfigError, match=r"did you mean `handwriting`\? allowed: .*handwriting.*, mine"):
         load_task("handwritting")
 
 
@@ -64,6 +64,7 @@ versoin: 1
 source: {name: json, pth: x.json}
 metric: anlz
 prompt: "{question} {question}"
+splits: {val: {source: {files: x}}}
 max_new_tokens: "many"
 """
     with pytest.raises(ConfigError) as caught:
@@ -85,6 +86,27 @@ max_new_tokens: "many"
     assert "more than once" in found["prompt"]
     assert "many" in found["max_new_tokens"]
     assert "task.yaml" in str(caught.value)
+
+
+def test_splits_change_the_source_key_by_key(tmp_path: Path) -> None:
+    text = GOOD.replace("{name: json, path: x.json}", "{name: json, path: $DATA/a.json, images: $DATA/img}")
+    split = "splits: {test: {hidden: true, source: {path: $DATA/b.json, images: null}}}\n"
+    task = load_task(write(tmp_path, text + split) + "@test", data="d")
+    assert (task.name, task.split, task.hidden) == ("signs@test", "test", True)
+    assert task.source.options == {"path": "d/b.json"}
+    assert load_task(write(tmp_path, text + split), data="d").source.options == {"path": "d/a.json", "images": "d/img"}
+    with pytest.raises(ConfigError, match=r"splits\.test\.source\.pth: unknown option of JsonSource `pth`"):
+        load_task(write(tmp_path, text + split.replace("images:", "pth:").replace("null", "x")))
+
+
+def test_open_questions_have_a_prompt_of_their_own(tmp_path: Path) -> None:
+    text = GOOD + 'open_prompt: "{question} In a word."\nprompts: {bare: "{question}"}\n'
+    task = load_task(write(tmp_path, text.replace("Read. {question}", "{question}\\n{options}")))
+    with_choices = Sample([Turn("user", "What?")], choices=["x", "y"])
+    without = Sample([Turn("user", "What?")])
+    assert task.ask(with_choices).turns[-1].text == "What?\nA. x\nB. y"
+    assert task.ask(without).turns[-1].text == "What? In a word."
+    assert load_task(write(tmp_path, text) + ":bare").ask(without).turns[-1].text == "What?"
 
 
 def test_unknown_source(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_wrong_rows_are_named_with_file_and_row(tmp_path: Path, row: Any, messag
     assert rows[0].turns
     with pytest.raises(DataError) as caught:
         rows[1]
-    assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}, row 2: ")
+    assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}, row 2 (line 2): ")
     assert message in str(caught.value)
 
 

@@ -1,0 +1,89 @@
+"""Answers made elsewhere: scored as the kit's own, and refused by place where they cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlm.errors import ConfigError
+from vlm.eval.predictions import score_predictions
+from vlm.eval.run import score
+from vlm.eval.runner import evaluate
+from vlm.eval.task import Task, load_task
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    rows = [{"question_id": n, "question": "Why?", "answer": str(n)} for n in range(6)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    return load_task("mine", data=str(tmp_path / "data.json"))
+
+
+def answers(folder: Path, rows: Any, suffix: str = ".json") -> Path:
+    path = folder / f"answers{suffix}"
+    text = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)) + "\n"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize(("id", "text"), [("question_id", "answer"), ("questionId", "prediction"), ("id", "caption")])
+def test_the_same_score_as_a_model_that_says_so(
+    stub: Any, task: Task, tmp_path: Path, suffix: str, id: str, text: str
+) -> None:
+    said = {"0": "0", "1": "one", "2": "2.", "3": "", "4": "4"}
+    path = answers(tmp_path, [{id: int(key), text: value} for key, value in said.items()], suffix)
+    found = score_predictions(task, path)
+    wanted = evaluate(stub(lambda sample: said.get(sample.id, "x")), task, out=tmp_path / "out")
+    assert (found.score, found.interval) == (wanted.score, wanted.interval) == (0.5, wanted.interval)
+    assert (found.counts.n, found.counts.missing, found.counts.empty, wanted.counts.missing) == (6, 1, 1, 0)
+    assert [row.verdict for row in found.rows] == ["right", "wrong", "right", "wrong", "right", "missing"]
+
+
+def test_it_writes_what_an_evaluation_writes(task: Task, tmp_path: Path) -> None:
+    path = answers(tmp_path, [{"question_id": 0, "answer": "0"}])
+    result = score(path, "mine", data=task.source.options["path"], out=tmp_path / "out", metric="cer")
+    assert result.conditions.metric == "cer"
+    assert json.loads((tmp_path / "out/results.json").read_text())["results"][0]["counts"]["missing"] == 5
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 6
+    assert (tmp_path / "out/report.html").is_file()
+
+
+BAD = [
+    (
+        [{"question_id": 0, "answer": "0"}, {"question_id": 0, "answer": "1"}],
+        r"row 2: `0` is answered twice, first in row 1",
+    ),
+    ([{"question_id": 9, "answer": "0"}], r"row 1: the task does not ask `9`"),
+    ([{"qid": 0, "answer": "0"}], "row 1: has none of question_id, .*; there is qid, answer"),
+    ([{"question_id": 0}], "row 1: has none of answer, .*; there is question_id"),
+    ([{"question_id": 0, "answer": ["0"]}], r'`answer` is text or a number, not \["0"\]'),
+    ([{"question_id": 0, "answer": float("nan")}], "`answer` is text or a number, not NaN"),
+    ([{"question_id": 0, "answer": None}], "not null"),
+    (["0"], "there is str"),
+    ({"0": "0"}, "holds dict; allowed: a list of rows"),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD)
+def test_bad_answers_are_named(task: Task, tmp_path: Path, rows: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        score_predictions(task, answers(tmp_path, rows))
+
+
+def test_a_damaged_file_is_named(task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"question_id": 0, "answer": "0"}\n{"question_id"\n')
+    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 2 is not JSON"):
+        score_predictions(task, path)
+    with pytest.raises(ConfigError, match=r"nowhere\.json` cannot be read"):
+        score_predictions(task, tmp_path / "nowhere.json")
+
+
+def test_mistakes_are_counted_and_the_first_are_listed(task: Task, tmp_path: Path) -> None:
+    path = answers(tmp_path, [{"question_id": n, "answer": ""} for n in range(100, 150)])
+    with pytest.raises(ConfigError) as caught:
+        score_predictions(task, path)
+    assert len(caught.value.problems) == 20
+    assert "50 answers to no question of `mine`, whose ids are 0, 1, 2" in str(caught.value)
