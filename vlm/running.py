@@ -70,9 +70,9 @@ def task_problems(names: Sequence[str], data: Mapping[str, str] | None = None) -
     problems: list[Problem] = []
     for number, name in enumerate(names):
         try:
-            path = (data or {}).get(name)
-            task = tasks.load_task(name, path)
-            (task.on_hub() if path is None else task).open()
+            task = tasks.load_task(name)
+            path = (data or {}).get(task.name)
+            (task.on_hub() if path is None else task.with_data(path)).open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems
     return problems
