@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import vlm
 from tests.conftest import LLAMA, toy_recipe
-from vlm import running
+from vlm import cell_process, running
 from vlm.cell_process import Meter, Usage, read_usage
 from vlm.cell_runs import Job, run_jobs
 from vlm.cli import app
@@ -196,6 +196,15 @@ def test_jobs_that_end_badly_and_those_that_need_them(tmp_path: Path, monkeypatc
         "cell": "`warm`, which it starts from, could not be trained",
         "other": None,
     }
+
+
+def test_no_two_processes_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = cell_process._alone(tmp_path)
+    monkeypatch.setattr(cell_process, "BEAT", 0.01)
+    assert cell_process.main(tmp_path, os.getppid()) == 1
+    assert "another process is at work in" in json.loads((tmp_path / "failed.json").read_text())["error"]
+    held.close()
+    assert cell_process._alone(tmp_path) is not None
 
 
 def test_usage_is_written_while_a_run_lasts_and_adds_up(tmp_path: Path) -> None:
