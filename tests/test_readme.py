@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(sample, place / "photo.png")
     (place / "questions.jsonl").write_text('{"image": "photo.png", "question": "What is the number?"}\n')
     (place / "mine.jsonl").write_text('{"image": "photo.png", "question": "What is the number?", "answer": "7"}\n')
+    (place / "answers.json").write_text('[{"question_id": "mine.jsonl:1", "answer": "7"}]')
     _hugging_face_folder(place / "llava-1.5-7b-hf")
     (place / "recipe.yaml").write_text((ROOT / "vlm/recipes/demo.yaml").read_text())
     return place
