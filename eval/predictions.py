@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm.errors import ConfigError, Problem
 
 from .answers import Reply
+from .fitting import refuse_misfit
 from .questions import Question, read_questions
 from .results import TaskResult, score_rows, summarise
 from .task import Task
@@ -22,44 +23,59 @@ ANSWERS = ("answer", "prediction", "caption", "pred", "text")
 def score_predictions(task: Task, path: Path) -> TaskResult:
     """The result of a task from a JSON list or JSONL of `{"question_id", "answer"}`, the form of official servers.
 
-    A question without an answer is missing: nothing right, and counted.
+    A question without an answer is missing: nothing right, and counted. A row with an `error`, as `vlm ask` and
+    `vlm eval` write them, is an error.
 
     Raises:
-        ConfigError: the file is of another form, answers a question twice, or one that the task does not ask; the
-            first twenty places are named.
+        ConfigError: the file is empty or of another form, answers a question twice, or one that the task does not ask
+            (the first twenty places are named); the metric can make nothing of the task's references.
     """
     questions = read_questions(task, task.open(), model=str(path), settings={})
+    if not task.hidden:
+        refuse_misfit(task.metric, task.label, questions)
     answers = _read(path)
     known = {one.id: one for one in questions if one.fault is None}
     strangers = [
-        Problem(place, f"the task does not ask `{id}`") for id, (place, _) in answers.items() if id not in known
+        Problem(place, f"the task does not ask `{id}`") for id, (place, *_) in answers.items() if id not in known
     ]
     if strangers:
         headline = (
             f"{len(strangers)} answers to no question of `{task.label}`, whose ids are {', '.join([*known][:3])}, ..."
         )
         raise ConfigError(strangers[:SHOWN], source=str(path), headline=headline)
-    replies = {known[id].key: _reply(known[id], text, path) for id, (_, text) in answers.items()}
+    if not answers:
+        raise ConfigError(f"`{path}` holds no answer")
+    replies = {known[id].key: _reply(known[id], said, path) for id, said in answers.items()}
     return summarise(task, score_rows(task, questions, replies), model=f"answers of {path}")
 
 
-def _reply(question: Question, text: str, path: Path) -> Reply:
-    return Reply(question.key, question.id, question.prompt, question.image, str(path), {}, text)
+def _reply(question: Question, said: "_Said", path: Path) -> Reply:
+    return Reply(question.key, question.id, question.prompt, question.image, str(path), {}, said.text, said.error)
 
 
-def _read(path: Path) -> dict[str, tuple[str, str]]:
-    """Id -> (place in the file, answer)."""
-    found: dict[str, tuple[str, str]] = {}
+class _Said(NamedTuple):
+    """What a file has for one question."""
+
+    place: str
+    text: str
+    error: str | None = None
+    """Why there is no answer: the kit's own files say so, and a failure is no empty answer."""
+
+
+def _read(path: Path) -> dict[str, _Said]:
+    """By the questions' ids."""
+    found: dict[str, _Said] = {}
     problems: list[Problem] = []
     for place, row in _rows(path):
         try:
-            id, text = _field(row, IDS), _field(row, ANSWERS)
-        except ValueError as error:
-            problems.append(Problem(place, str(error)))
+            id, error = _field(row, IDS), _error(row)
+            text = "" if error else _field(row, ANSWERS)
+        except ValueError as wrong:
+            problems.append(Problem(place, str(wrong)))
             continue
         if id in found:
-            problems.append(Problem(place, f"`{id}` is answered twice, first in {found[id][0]}"))
-        found.setdefault(id, (place, text))
+            problems.append(Problem(place, f"`{id}` is answered twice, first in {found[id].place}"))
+        found.setdefault(id, _Said(place, text, error))
     if problems:
         headline = f"{len(problems)} of the answers cannot be used"
         raise ConfigError(problems[:SHOWN], source=str(path), headline=headline)
@@ -88,6 +104,11 @@ def _parsed(text: str, place: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{place} is not JSON: {error}") from error
+
+
+def _error(row: Any) -> str | None:
+    error = row.get("error") if isinstance(row, dict) else None
+    return error if isinstance(error, str) and error else None
 
 
 def _field(row: Any, names: Sequence[str]) -> str:

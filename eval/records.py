@@ -57,6 +57,16 @@ class Joined:
         for number, table in enumerate(tables):
             for index, row in enumerate(table.scan({self._key})):
                 self._note(row, (number, index))
+        self._refuse_other_key()
+
+    def _refuse_other_key(self) -> None:
+        if self._places:
+            return
+        for table in self._tables:
+            row = next((row for row in table.scan() if not isinstance(row, str)), None)
+            if row is not None:
+                has = ", ".join(key for key in row if not key.startswith("$"))
+                raise ConfigError(f"no row of `{table.path}` has `{self._key}`; the first has {has}")
 
     def _note(self, row: Row | str, place: tuple[int, int]) -> None:
         if isinstance(row, str) or is_nothing(row.get(self._key)):
@@ -257,6 +267,9 @@ class Records(TableSource):
         where: path -> the value that a row has to have, or a list of values; `*` for any. Others are left out.
         each: keys of lists of the same length: a row is as many samples as they have items.
         images: the folder that image paths start from; the first file's own if absent.
+
+    Raises:
+        ConfigError: the files are of another format, or an option has no use.
     """
 
     def __init__(
@@ -271,6 +284,8 @@ class Records(TableSource):
         each: tuple[str, ...] = (),
         images: str = "",
     ) -> None:
+        if images and not sample.images():
+            raise ConfigError(Problem("sample", f"names no `image`, so that `images` ({images}) would not be used"))
         try:
             tables = open_tables(files, under=under, columns=columns)
             folder = Path(images) if images else tables[0].path.parent
@@ -288,7 +303,10 @@ def _joined(join: Join) -> Joined | None:
         if join.optional:
             return None
         raise error.under("join") from error
-    return Joined(tables, join)
+    try:
+        return Joined(tables, join)
+    except ConfigError as error:
+        raise error.under("join") from error
 
 
 def _values(value: Value | Sequence[Value]) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ def _line(result: TaskResult) -> str:
     name = f'<a class="name" href="#{anchor(result)}">{safe(result.task)}</a>'
     alarms = "".join(_chip(result, count) for count in COUNTS if getattr(result.counts, count))
     if not result.figures:
-        return f'<div class="line">{name}<span></span><span class="value soft">hidden</span>{n}{alarms}</div>'
+        value = '<span class="nothing"></span><span class="value soft">hidden</span>'  # a cell for each of the others'
+        return f'<div class="line">{name}{value}{n}<span class="chips">{alarms}</span></div>'
     value = f"<strong>{shown(result.score, result.scale)}</strong>"
     metric = soft(safe(result.conditions.metric) + arrow(result.scale))
     bar = gauge(result.score, result.interval, axis_of(_reach(result.own)))

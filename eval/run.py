@@ -1,5 +1,6 @@
 """Evaluates a model on several tasks: what `vlm eval` calls."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from vlm.device import best_device
-from vlm.errors import ConfigError, unknown
+from vlm.errors import ConfigError, positive, unknown
 from vlm.identity import identity
 from vlm.images import open_image
 from vlm.loading import load
@@ -26,10 +27,10 @@ from .world import World
 
 def run(
     model: str | Path | Answerer,
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
     data: str | Mapping[str, str] | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     metric: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
@@ -42,7 +43,8 @@ def run(
 
     Args:
         model: the folder of a saved model or run, or a model.
-        tasks: names of shipped tasks or paths of YAML files, each with `:NAME` behind it for another of its prompts.
+        tasks: names of shipped tasks or paths of YAML files, each with `:NAME` behind it for another of its prompts; a
+            single one may be given as it is.
         data: the path that `$DATA` stands for in the tasks, or a path by task.
         out: folder to write to; `eval` in the model's folder if absent (`runs/eval` for a model that has none).
         metric: takes the place of the tasks' own.
@@ -52,10 +54,13 @@ def run(
         world: the processes that share the work.
 
     Raises:
-        ConfigError: a task or its data cannot be used; found before the model is loaded.
+        ConfigError: a task, its data, a number or `out` cannot be used; found before the model is loaded.
     """
     world = world or World()
-    loaded = load_tasks(tasks, data, metric)
+    wrong = positive(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
+    if wrong:
+        raise ConfigError(wrong)
+    loaded = load_tasks([tasks] if isinstance(tasks, str) else tasks, data, metric)
     for task in loaded:
         missing = task.open().missing_images()
         if missing and world.is_first:
@@ -63,7 +68,9 @@ def run(
             Console(stderr=True, highlight=False).print(said, style="yellow", soft_wrap=True, markup=False)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if out is None:
-        out = Path(model) / "eval" if isinstance(model, str | Path) else Path("runs/eval")
+        out = Path(model) / "eval" if isinstance(model, str | Path) else "runs/eval"
+    out = Path(out)
+    _check_writable(out)
     place = device or world.device() or best_device()
     answerer: Answerer = load(model, place) if isinstance(model, str | Path) else model
     known_as = identity(answerer) if isinstance(answerer, VLM) else name
@@ -93,14 +100,28 @@ def score(
         out: where to write; nothing is written if absent.
 
     Raises:
-        ConfigError: the task or the answers cannot be used.
+        ConfigError: the task, the answers or `out` cannot be used.
     """
+    if out is not None:
+        _check_writable(out)
     (loaded,) = load_tasks([task], data, metric)
     result = score_predictions(loaded, answers)
     if out is not None:
         _write(out, [result], name=str(answers), pictures=pictures_of(None, [loaded]))
         save_rows(out / "samples.jsonl", result.rows)
     return result
+
+
+def _check_writable(out: Path) -> None:
+    """
+    Raises:
+        ConfigError: nothing can be written to the folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ConfigError(f"out: `{out}` is no folder that can be written to: {error.strerror}") from error
 
 
 def _write(

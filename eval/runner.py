@@ -13,6 +13,7 @@ from vlm.errors import ConfigError
 from vlm.sample import Sample
 
 from .answers import AnswerLog, Reply, write
+from .fitting import refuse_misfit
 from .questions import Question, read_questions
 from .results import TaskResult, save_rows, score_rows, summarise
 from .submissions import check_ids, save_submission
@@ -73,7 +74,8 @@ def evaluate(
         world: the processes that share the work; this one alone if absent.
 
     Raises:
-        ConfigError: the data cannot be opened, no sample of it can be used, or the log of answers is damaged.
+        ConfigError: the data cannot be opened, no sample of it can be used, the metric can make nothing of its
+            references, or the log of answers is damaged.
         RuntimeError: the model did not give one answer to each sample.
     """
     world, source = world or World(), task.open()
@@ -92,6 +94,8 @@ def evaluate(
         )
         bar.update(reading, visible=False)
         _refuse_all_faulty(task, questions)
+        if not task.hidden:
+            refuse_misfit(task.metric, task.label, questions)
         submits = _submits(task, questions) and len(indices) == len(source)  # servers refuse a part
         known = log.read()
         todo = [one for one in questions if one.fault is None and _unanswered(known.get(one.key))]

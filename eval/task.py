@@ -154,7 +154,8 @@ class Task(BaseModel):
         except ConfigError as error:
             raise error.under("source") from error
         if not len(source):
-            raise ConfigError(Problem("source", "holds no sample"))
+            options = {key: value for key, value in self.source.options.items() if key != "sample"}
+            raise ConfigError(Problem("source", f"holds no sample with the options {json.dumps(options)}"))
         return source
 
     def ask(self, sample: Sample) -> Sample:

@@ -218,7 +218,9 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        _console(stderr=True).print("interrupted; the same command again continues a training run where it was")
+        _console(stderr=True).print(
+            "interrupted; the same command again continues a training or an evaluation where it was"
+        )
         raise typer.Exit(130) from error
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ not in _MENDABLE:

@@ -103,6 +103,8 @@ class JsonSource(Source):
         self.path = Path(path)
         if not self.path.is_file():
             raise ConfigError(Problem("path", f"`{path}` is not a file; allowed: a .json or .jsonl file"))
+        if self.path.suffix not in (".json", ".jsonl"):
+            raise ConfigError(Problem("path", f"`{path}` is of another kind; allowed: a .json or .jsonl file"))
         self.images = Path(images) if images else self.path.parent
         self._rows: list[Any] | None = None
         self._lines: Sequence[int] | None = None

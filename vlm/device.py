@@ -9,11 +9,28 @@ import torch
 from torch import Tensor
 
 from vlm.attention import Implementation, attend
+from vlm.errors import ConfigError
 
 
 def best_device() -> str:
     """`cuda` where there is one, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable(device: str) -> str:
+    """The device itself.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise ConfigError(
+            f"device: `{device}` cannot be used ({str(error).splitlines()[0]}); there is {found}"
+        ) from error
+    return device
 
 
 WORTH = 0.9

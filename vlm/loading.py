@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.assembly import build
+from vlm.device import usable
 from vlm.errors import ConfigError
 from vlm.model import VLM
 from vlm.recipe import ModelSpec
@@ -18,10 +19,10 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     """The model saved in `folder` (or in the `model` folder of a run), in eval mode, on `device`.
 
     Raises:
-        ConfigError: the folder holds no model of the kit.
+        ConfigError: the folder holds no model of the kit, or the device cannot be used.
         WeightsError: parameters are missing, unexpected or of another shape.
     """
-    folder = model_folder(Path(folder))
+    folder, device = model_folder(Path(folder)), usable(device)
     config = _read_config(folder / CONFIG)
     spec = config["model"]
     _refuse_own_code(spec, folder)

@@ -174,7 +174,7 @@ def test_hidden_answers_give_a_submission_and_no_score(stub: Any, tmp_path: Path
 
 
 def test_ids_that_no_server_has(stub: Any, tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "question": "Why?", "answer": "so"}]))
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "question": "Why?", "answers": ["so", "so"]}]))
     for hidden, text in ((True, HIDDEN), (False, HIDDEN.replace("hidden: true", "hidden: false"))):
         (tmp_path / "task.yaml").write_text(text)
         task = load_task(str(tmp_path / "task.yaml"), data=str(tmp_path / "data.json"))
@@ -251,6 +251,12 @@ def test_run_refuses_before_it_loads(mine: str, tmp_path: Path) -> None:
         run(nowhere, ["mine", "mine"], data=mine)
     with pytest.raises(ConfigError, match="at least one"):
         run(nowhere, [])
+    with pytest.raises(ConfigError, match=r"batch_size: `0`; allowed: 1 or more\n  - limit: `0`; allowed: 1 or more"):
+        run(nowhere, "mine", data=mine, limit=0, batch_size=0)
+    with pytest.raises(ConfigError, match="unknown task `mein`"):
+        run(nowhere, "mein", data=mine)
+    with pytest.raises(ConfigError, match=r"out: `.*` is no folder that can be written to"):
+        run(nowhere, ["mine"], data=mine, out=mine)
     with pytest.raises(ConfigError, match="holds no model"):
         run(nowhere, ["mine"], data=mine)
 

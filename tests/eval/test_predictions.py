@@ -87,3 +87,18 @@ def test_mistakes_are_counted_and_the_first_are_listed(task: Task, tmp_path: Pat
         score_predictions(task, path)
     assert len(caught.value.problems) == 20
     assert "50 answers to no question of `mine`, whose ids are 0, 1, 2" in str(caught.value)
+
+
+def test_a_failure_is_no_empty_answer(task: Task, tmp_path: Path) -> None:
+    rows = [{"id": 0, "answer": "", "error": "no such file"}, {"id": 1, "error": "damaged"}, {"id": 2, "answer": ""}]
+    result = score_predictions(task, answers(tmp_path, rows))
+    assert (result.counts.errors, result.counts.empty, result.counts.missing) == (2, 1, 3)
+    assert result.rows[1].error == "damaged"
+
+
+def test_a_file_without_answers_is_no_score_of_nought(task: Task, tmp_path: Path) -> None:
+    path = answers(tmp_path, [])
+    with pytest.raises(ConfigError, match=r"answers\.json` holds no answer"):
+        score_predictions(task, path)
+    with pytest.raises(ConfigError, match=r"out: `.*` is no folder that can be written to"):
+        score(path, "mine", data=task.source.options["path"], out=path)

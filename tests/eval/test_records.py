@@ -278,3 +278,14 @@ def test_mine_names_what_is_wrong(tmp_path: Path) -> None:
     listed = faults(JsonSource(path=str(tmp_path / "mine.json"), strict=True))
     assert listed[1].startswith(f"{tmp_path / 'mine.json'}, row 2 (line 8): id 1 stands twice")
     assert list(faults(JsonSource(path=str(path)))) == [3]
+
+
+def test_a_join_by_a_key_that_no_row_has(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(["text", {"qid": 1, "a": "x"}]))
+    with pytest.raises(ConfigError, match=r"join: no row of `.*a\.json` has `id`; the first has qid, a"):
+        rows(tmp_path, [row(1)], join=(Join(files=str(tmp_path / "a.json"), by="id"),))
+
+
+def test_a_folder_of_images_that_no_sample_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sample: names no `image`, so that `images` .* would not be used"):
+        rows(tmp_path, [row(1)], images=str(tmp_path))

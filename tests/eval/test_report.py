@@ -301,6 +301,7 @@ def test_a_hidden_split_has_no_score_and_shows_its_answers(page: Any) -> None:
     assert seen.all("div", "big")[0].text == "hidden"
     assert "(hidden)" in seen.all("article")[0].text
     assert seen.one("nav").all("div", "line")[0].text.startswith("toyhidden1 sample")
+    assert [len(line.children) for line in seen.one("nav").all("div", "line")] == [5, 5]  # cells of one grid
 
 
 def test_what_is_no_share_has_an_axis_of_its_own(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
         ("a.json", "{}", "not a list"),
         ("b.json", "[1", "not JSON"),
         ("c.jsonl", "\n", "no sample"),
+        ("d.csv", "image,question\n", "is of another kind; allowed: a .json or .jsonl file"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match=message):

@@ -11,6 +11,7 @@ from torch import nn
 
 from vlm import device
 from vlm.attention import Implementation, attend
+from vlm.errors import ConfigError
 
 SIZES = {"heads": 2, "head_width": 4, "tokens": 5, "rows": 3}
 
@@ -181,3 +182,10 @@ def test_both_routes_agree_with_each_other_and_with_a_loop(masked: bool) -> None
             q, k, v = (tensor[row, head] for tensor in given)
             wanted = loop(q, k, v, None if mask is None else mask[row, 0])
             torch.testing.assert_close(outputs[1][row, head], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: `{name}` cannot be used .*; there is cpu"):
+        device.usable(name)
+    assert device.usable("cpu") == "cpu"
