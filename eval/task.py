@@ -29,7 +29,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class Published(BaseModel):
-    """A published score, shown beside the user's where split, prompt and metric are the same."""
+    """A published score, shown beside the user's where split, prompt, metric and questions are the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,6 +43,8 @@ class Published(BaseModel):
     prompt: str = DEFAULT
     split: str = ""
     """The task's own if absent; a score of another split is listed and never set beside the user's."""
+    differs: str = ""
+    """What else was not as in this task (another scorer, other questions): the score is listed, never set beside."""
     note: str = ""
 
 
