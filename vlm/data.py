@@ -95,8 +95,8 @@ class JsonSource(Source):
     Args:
         path: the file.
         images: the folder that image paths start from; the file's own folder if absent.
-        strict: for evaluation: a row whose id stood before, or whose answers are all empty, is no sample. Opening then
-            reads the whole file.
+        strict: for evaluation: a row whose id stood before, or that has no answer but empty ones, is no sample. Opening
+            then reads the whole file.
     """
 
     def __init__(self, *, path: str, images: str | None = None, strict: bool = False) -> None:
@@ -127,8 +127,8 @@ class JsonSource(Source):
             if index in self._repeated:
                 raise ValueError(self._repeated[index])
             sample = _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
-            if self._strict and sample.answers and not any(answer.strip() for answer in sample.answers):
-                raise ValueError("the answer is empty")
+            if self._strict and not any(answer.strip() for answer in sample.answers):
+                raise ValueError("the answer is empty" if sample.answers else "there is no answer to compare with")
             return sample
         except (KeyError, TypeError, ValueError) as error:
             raise data_error(self.path, _reason(error), row=index + 1, line=self._line(index)) from error
