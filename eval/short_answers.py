@@ -150,6 +150,15 @@ def _v2_similarity(answer: str, truth: str, chinese: bool) -> float:
     return similarity if similarity >= 0.5 else 0.0
 
 
+def ocrbench_v2_choice(prediction: str, references: Sequence[str]) -> float:
+    """OCRBench v2's rule for rows that are marked "multiple choice": the letters of the answer, and nothing but letters,
+    are the reference's.
+
+    Follows `OCRBench_v2/eval_scripts/eval.py`: case matters, `B.` and `(B)` are `B`, and `B. red` is wrong.
+    """
+    return float("".join(filter(str.isalpha, prediction)) in references)
+
+
 def ocrbench_v2_counting(prediction: str, references: Sequence[str], *, exact: bool = False) -> float:
     """OCRBench v2's rule for counts: 1 - |first number in the answer - reference| / reference, 0 unless above 0.5.
 

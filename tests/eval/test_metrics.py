@@ -198,6 +198,9 @@ def test_ocrbench_v2_options() -> None:
     assert m.ocrbench_v2_vqa("one two three four five", ["one two three four fivX"]) == pytest.approx(1 - 1 / 23)
     assert m.ocrbench_v2_counting("10 or 11", ["11"]) == pytest.approx(1 - 1 / 11)
     assert m.ocrbench_v2_counting("10 or 11", ["11"], exact=True) == 1
+    assert [m.ocrbench_v2_choice(text, ["B"]) for text in ("B", "(B).\n", "b", "B. red", "")] == [1, 1, 0, 0, 0]
+    assert pooled("ocrbench_v2_vqa_case", [Answered("RED", ["red"])]) == {"score": 0}
+    assert pooled("ocrbench_v2_counting_exact", [Answered("10 or 11", ["11"])]) == {"score": 1}
     assert m.ocrbench_v2_counting("0", ["0"]) == m.ocrbench_v2_counting("3", ["three"]) == 0
 
 
