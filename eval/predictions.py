@@ -22,7 +22,8 @@ ANSWERS = ("answer", "prediction", "caption", "pred", "text")
 def score_predictions(task: Task, path: Path) -> TaskResult:
     """The result of a task from a JSON list or JSONL of `{"question_id", "answer"}`, the form of official servers.
 
-    A question without an answer is missing: nothing right, and counted.
+    A question without an answer is missing: nothing right, and counted. An answer to a question whose annotation is
+    faulty is passed over, as the question is.
 
     Raises:
         ConfigError: the file is of another form, answers a question twice, or one that the task does not ask; the
@@ -31,15 +32,18 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
     questions = read_questions(task, task.open(), model=str(path), settings={})
     answers = _read(path)
     known = {one.id: one for one in questions if one.fault is None}
+    faulty = {one.id for one in questions} - known.keys()
     strangers = [
-        Problem(place, f"the task does not ask `{id}`") for id, (place, _) in answers.items() if id not in known
+        Problem(place, f"the task does not ask `{id}`")
+        for id, (place, _) in answers.items()
+        if id not in known and id not in faulty
     ]
     if strangers:
         headline = (
             f"{len(strangers)} answers to no question of `{task.label}`, whose ids are {', '.join([*known][:3])}, ..."
         )
         raise ConfigError(strangers[:SHOWN], source=str(path), headline=headline)
-    replies = {known[id].key: _reply(known[id], text, path) for id, (_, text) in answers.items()}
+    replies = {known[id].key: _reply(known[id], text, path) for id, (_, text) in answers.items() if id in known}
     return summarise(task, score_rows(task, questions, replies), model=f"answers of {path}")
 
 

@@ -22,6 +22,7 @@ class Question:
     index: int
     """Number of the sample in its source."""
     id: str
+    """The sample's; `#` and its number where it has none. That of a faulty one may be another's too."""
     key: str
     prompt: str
     image: str
@@ -61,7 +62,9 @@ def read_questions(
         question = _question(task, source, index, digests=digests, model=model, settings=settings)
         if question.fault is None and ids.setdefault(question.id, index) != index:
             first = ids[question.id] + 1
-            question = _faulty(index, f"id `{question.id}` stands twice: sample {first} and sample {index + 1}")
+            question = _faulty(
+                index, question.id, f"id `{question.id}` stands twice: sample {first} and sample {index + 1}"
+            )
         found.append(question)
         seen()
     return found
@@ -73,10 +76,10 @@ def _question(
     try:
         sample = source[index]
         if not task.hidden and not any(reference.strip() for reference in references(sample)):
-            raise DataError(f"sample {index + 1} ({sample.id or 'no id'}) has no answer to compare with")
+            raise DataError(f"sample {index + 1} ({sample.id or 'no id'}) has no answer to compare with", sample.id)
         asked = task.ask(sample)
     except DataError as error:  # anything else is a fault of the source, not of one sample
-        return _faulty(index, str(error))
+        return _faulty(index, error.id, str(error))
     id = asked.id or f"#{index}"
     image = "+".join(map(digests.of, asked.images))
     turns = [(turn.role, turn.text) for turn in asked.turns]
@@ -94,8 +97,8 @@ def _question(
     )
 
 
-def _faulty(index: int, fault: str) -> Question:
-    return Question(index, f"#{index}", key="", prompt="", image="", fault=fault)
+def _faulty(index: int, id: str, fault: str) -> Question:
+    return Question(index, id or f"#{index}", key="", prompt="", image="", fault=fault)
 
 
 def _file(sample: Sample) -> str:

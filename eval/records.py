@@ -130,11 +130,17 @@ class TableSource(Source, ABC):
         number, row, item = (column[index] for column in self._index)
         table = self._tables[number]
         if index in self._faults:
-            raise table.error(row, self._faults[index])
+            raise table.error(row, self._faults[index], self._id(table, row, item))
         try:
             return self._sample(self._item(table.row(row), item), self._name(table, row, item))
         except ValueError as error:
-            raise table.error(row, error) from error
+            raise table.error(row, error, self._id(table, row, item)) from error
+
+    def _id(self, table: Table, row: int, item: int) -> str:
+        """The id of a row that is no sample; empty where it has none."""
+        with suppress(ValueError, LookupError, TypeError):
+            return render(self._item(table.row(row), item), self._fields.id) if self._fields.id else ""
+        return ""
 
     def missing_images(self) -> list[str]:
         return absent(path for path in self._image_paths() if path)

@@ -151,8 +151,8 @@ def _v2_similarity(answer: str, truth: str, chinese: bool) -> float:
 
 
 def ocrbench_v2_choice(prediction: str, references: Sequence[str]) -> float:
-    """OCRBench v2's rule for rows that are marked "multiple choice": the letters of the answer, and nothing but letters,
-    are the reference's.
+    """OCRBench v2's rule for rows that are marked "multiple choice": the letters of the answer, and letters alone, are
+    the reference's.
 
     Follows `OCRBench_v2/eval_scripts/eval.py`: case matters, `B.` and `(B)` are `B`, and `B. red` is wrong.
     """

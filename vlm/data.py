@@ -5,6 +5,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,21 @@ class Source(ABC):
 
 
 class DataError(ValueError):
-    """A row that is no sample; the message names file and row."""
+    """A row that is no sample; the message names file and row.
+
+    Args:
+        message: says so.
+        id: the row's own, where it has one all the same.
+    """
+
+    def __init__(self, message: str, id: str = "") -> None:
+        super().__init__(message)
+        self.id = id
 
 
-def data_error(path: str | Path, message: object, *, row: int, line: int | None = None, key: str = "") -> DataError:
+def data_error(
+    path: str | Path, message: object, *, row: int, line: int | None = None, key: str = "", id: str = ""
+) -> DataError:
     """A `DataError` with its place: `FILE, row 12 (line 345): message`.
 
     Args:
@@ -65,9 +77,10 @@ def data_error(path: str | Path, message: object, *, row: int, line: int | None 
         row: its number, counted from 1.
         line: of the file, where the row begins; counted from 1.
         key: of the row in a mapping of rows.
+        id: of the sample that it would be.
     """
     place = f"row {row}" + (f" `{key}`" if key else "") + (f" (line {line})" if line else "")
-    return DataError(f"{path}, {place}: {message}")
+    return DataError(f"{path}, {place}: {message}", id)
 
 
 def absent(paths: Iterable[str]) -> list[str]:
@@ -131,7 +144,8 @@ class JsonSource(Source):
                 raise ValueError("the answer is empty" if sample.answers else "there is no answer to compare with")
             return sample
         except (KeyError, TypeError, ValueError) as error:
-            raise data_error(self.path, _reason(error), row=index + 1, line=self._line(index)) from error
+            line, id = self._line(index), self._id(index)
+            raise data_error(self.path, _reason(error), row=index + 1, line=line, id=id) from error
 
     def missing_images(self) -> list[str]:
         paths = []
@@ -148,13 +162,18 @@ class JsonSource(Source):
         repeated = {}
         for index in range(len(self)):
             try:
-                row = self._row(index)
-                name = next((str(row[key]) for key in _IDS if key in row), "")
-            except (TypeError, ValueError):
+                name = _id(self._row(index))
+            except ValueError:
                 continue
             if name and first.setdefault(name, index) != index:
                 repeated[index] = f"id {name} stands twice, first in row {first[name] + 1}"
         return repeated
+
+    def _id(self, index: int) -> str:
+        """The id of a row that is no sample; empty where it has none."""
+        with suppress(ValueError):
+            return _id(self._row(index))
+        return ""
 
     def _line(self, index: int) -> int:
         """Where the row begins; found when it is first asked for."""
@@ -222,6 +241,11 @@ def _sample(row: Any, folder: Path, place: str) -> Sample:
         category=str(row.get("category", "")),
         targets=_targets(row.get("targets", {})),
     )
+
+
+def _id(row: Any) -> str:
+    """What a row has for an id; empty if it has none."""
+    return next((str(row[key]) for key in _IDS if key in row), "") if isinstance(row, dict) else ""
 
 
 def _images(row: dict[str, Any]) -> list[str]:

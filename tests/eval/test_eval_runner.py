@@ -35,7 +35,7 @@ def test_every_row_is_written_scored_and_counted(stub: Any, mine: str, tmp_path:
     assert counts.faulty == 1
     written = lines(tmp_path / "mine" / "samples.jsonl")
     assert [line["verdict"] for line in written] == ["right", "wrong", "wrong", "right", "error", "faulty"]
-    assert [line["id"] for line in written] == ["one", "two", "three", "four", "five", "#5"]
+    assert [line["id"] for line in written] == ["one", "two", "three", "four", "five", "six"]
     assert written[2]["answer"] == "16 pix"
     assert written[2]["truncated"] is True
     assert written[0]["references"] == ["navy", "blue"]
