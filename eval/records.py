@@ -130,11 +130,15 @@ class TableSource(Source, ABC):
         number, row, item = (column[index] for column in self._index)
         table = self._tables[number]
         if index in self._faults:
-            raise table.error(row, self._faults[index], self._id(table, row, item))
+            raise self.error(index, self._faults[index], self._id(table, row, item))
         try:
             return self._sample(self._item(table.row(row), item), self._name(table, row, item))
         except ValueError as error:
-            raise table.error(row, error, self._id(table, row, item)) from error
+            raise self.error(index, error, self._id(table, row, item)) from error
+
+    def error(self, index: int, message: object, id: str = "") -> DataError:
+        number, row, _ = (column[index] for column in self._index)
+        return self._tables[number].error(row, message, id)
 
     def _id(self, table: Table, row: int, item: int) -> str:
         """The id of a row that is no sample; empty where it has none."""

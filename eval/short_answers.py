@@ -177,6 +177,12 @@ def ocrbench_v2_counting(prediction: str, references: Sequence[str], *, exact: b
     return max((_closeness(_whole(found[0]), _whole(truth)) for truth in truths), default=0.0) if found else 0.0
 
 
+def count_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no count could be right."""
+    wrong = [text for text in references if _whole(text) < 1]
+    return f"the answer `{wrong[0][:60]}` is no whole number from 1" if wrong else None
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)

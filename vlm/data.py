@@ -45,6 +45,10 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
+    def error(self, index: int, message: object, id: str = "") -> "DataError":
+        """What is wrong with sample `index`, with its place; a source of files names file and row."""
+        return DataError(f"sample {index + 1}: {message}", id)
+
     def missing_images(self) -> list[str]:
         """Paths of the image files that the samples name and that are not there, each once, without opening any.
 
@@ -144,8 +148,10 @@ class JsonSource(Source):
                 raise ValueError("the answer is empty" if sample.answers else "there is no answer to compare with")
             return sample
         except (KeyError, TypeError, ValueError) as error:
-            line, id = self._line(index), self._id(index)
-            raise data_error(self.path, _reason(error), row=index + 1, line=line, id=id) from error
+            raise self.error(index, _reason(error), self._id(index)) from error
+
+    def error(self, index: int, message: object, id: str = "") -> DataError:
+        return data_error(self.path, message, row=index + 1, line=self._line(index), id=id)
 
     def missing_images(self) -> list[str]:
         paths = []

@@ -104,6 +104,15 @@ def test_a_faulty_annotation_is_counted_and_not_scored(stub: Any, tmp_path: Path
         evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)
 
 
+def test_what_no_answer_could_meet_is_faulty_by_file_and_line(stub: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"id": 1, "question": "Dog?", "answer": "yes"}\n\n{"id": 2, "question": "Cat?", "answer": "hm"}\n')
+    task = load_task("mine", data=str(data)).model_copy(update={"metric": "pope"})
+    result = evaluate(stub(lambda sample: "yes"), task, out=tmp_path)
+    assert (result.score, result.counts.n, result.counts.faulty) == (1.0, 1, 1)
+    assert result.rows[1].error == f"{data}, row 2 (line 3): the answer `hm` is neither yes nor no"
+
+
 def test_half_a_surrogate_pair_stops_nothing(stub: Any, tmp_path: Path) -> None:
     data = tmp_path / "data.json"
     data.write_text('[{"question": "\\ud800?", "answer": "\\ud800", "category": "\\udfff"}]')
