@@ -228,3 +228,6 @@ def test_identity(toy: Callable[..., Any], tmp_path: Any) -> None:
     other.tokenizer.chat_template += " "
     assert identity(other) != known
     assert identity(toy("mlp").to(torch.bfloat16)) != known
+    longer = toy("mlp")
+    longer.processor.chat.stop_ids = [*longer.processor.chat.stop_ids, 65]
+    assert identity(longer) != known
