@@ -64,7 +64,10 @@ class Dot:
 
 
 def plot_all(comparison: Comparison, folder: Path) -> dict[str, dict[str, Path]]:
-    """The pictures of each task, written to `folder`: `tokens`, `compute`, and `differences` where there are any."""
+    """The pictures of each task, written to `folder`: `tokens`, `compute`, and `differences` where there are any.
+
+    What is the same for all cells is no axis: a line each then, and where tokens and compute both are, `compute` alone.
+    """
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
@@ -74,12 +77,14 @@ def plot_all(comparison: Comparison, folder: Path) -> dict[str, dict[str, Path]]
 def _plot_task(comparison: Comparison, task: TaskComparison, folder: Path) -> dict[str, Path]:
     file = task.task.replace(":", "-")
     found: dict[str, Path] = {}
-    for what, heading in (("tokens", "visual tokens"), ("compute", "training compute")):
+    for what, heading in (("compute", "training compute"), ("tokens", "visual tokens")):
         dots = _scores(comparison, task, what)
-        if dots:
+        again = what == "tokens" and "compute" in found and _alike(_scores(comparison, task, "compute"))
+        if dots and not (again and _alike(dots)):
             sheet = _over(dots, task, what, heading)
             found[what] = folder / f"{file}-over-{what}.png"
             sheet.savefig(found[what])
+    found = dict(sorted(found.items(), reverse=True))  # tokens first
     dots = _differences(comparison, task)
     if dots:
         unit = "percentage points" if task.figure.unit == "%" else task.figure.unit or task.metric
@@ -134,7 +139,7 @@ def _over(dots: Sequence[Dot], task: TaskComparison, what: str, heading: str) ->
     xs = [dot.x for dot in dots]
     better = ", lower is better" if task.figure.better == "lower" else ""
     label = f"{task.metric}{f' ({task.figure.unit})' if task.figure.unit else ''}{better}"
-    if max(xs) - min(xs) <= ALIKE * max(xs):
+    if _alike(dots):
         each = f"{xs[0]:,.0f} visual tokens an image" if what == "tokens" else f"{flops(round(xs[0]))} of training each"
         return _rows(dots, f"{task.task}: score at {each}", label, zero=False)
     sheet, axes = _sheet(7.6, 4.7)
@@ -171,6 +176,12 @@ def _settle(sheet: Any, axes: Any, xs: Sequence[float], names: Sequence[str]) ->
     axes.set_xlim(*(float(back((end, 0))[0]) for end in (left, right)))
     sheet.canvas.draw()
     sheet.set_layout_engine("none")
+
+
+def _alike(dots: Sequence[Dot]) -> bool:
+    """Whether all stand at one place of the axis."""
+    xs = [dot.x for dot in dots]
+    return max(xs) - min(xs) <= ALIKE * max(xs)
 
 
 def _limits(dots: Sequence[Dot]) -> tuple[float, float]:
@@ -212,8 +223,10 @@ def _names(dots: Sequence[Dot], *, numbered: bool) -> list[str]:
 def _sheet(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    sheet = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    sheet = Figure(figsize=(width, height), dpi=160, layout=layout)
     FigureCanvasAgg(sheet)
     return sheet, sheet.subplots()
 

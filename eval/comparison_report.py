@@ -11,14 +11,14 @@ from .comparison import Comparison, Run, TaskComparison
 from .comparison_words import FAILED, remarks, table
 
 _CAPTIONS = {
-    "tokens": "Score over visual tokens. Bars are 95 % intervals, small dots are seeds, a hollow mark is the baseline.",
-    "compute": "Score over the planned compute of the training.",
+    "tokens": "Score by visual tokens. Bars are 95 % intervals, small dots seeds, a hollow mark the baseline.",
+    "compute": "Score by planned compute. Bars are 95 % intervals, small dots seeds, a hollow mark the baseline.",
     "differences": "Difference from the baseline, paired by question and seed, with its 95 % interval.",
 }
 
 
 def write_report(path: Path, comparison: Comparison, pictures: Mapping[str, Mapping[str, Path]]) -> None:
-    """Write the report; it needs no network, no script and no other file.
+    """Write the report; it needs no network, no script and no other file, and leads to those of the runs.
 
     Args:
         path: where to.
@@ -104,4 +104,5 @@ def _run(run: Run) -> str:
     scores = ", ".join(f"{name} {one.figure.scale * one.value:.1f}" for name, one in run.tallies.items())
     shown = f'<td class="failed">{FAILED}</td>' if run.error else f"<td>{escape(scores) or 'not yet'}</td>"
     times = f"<td>{run.training:,.0f}</td><td>{run.evaluation:,.0f}</td><td>{run.attempts}</td>"
-    return f"<tr><th>{escape(run.name)}</th>{shown}{times}</tr>"
+    link = f'<a href="cells/{escape(run.name)}/eval/report.html">{escape(run.name)}</a>' if scores else escape(run.name)
+    return f"<tr><th>{link}</th>{shown}{times}</tr>"

@@ -1,11 +1,10 @@
 """Scores of models that answered the same questions, each trained with several seeds: what is sure about them.
 
 Every model is trained S times, and each time it is asked all questions about I images: a table of S x I values in which
-a seed's row rises and falls together, and so does an image's column. Both were drawn at random (other seeds and images
-would give other numbers), so both count, and two or three seeds must count as few. Studies in which several readers
-judge the same cases have this design, and their analysis of variance is used (Dorfman, Berbaum and Metz 1992): readers
-are seeds, cases are images. A bootstrap over three seeds would give intervals far too short: it draws no seed that it
-has not seen.
+a seed's row rises and falls together, and an image's column too. Both were drawn at random (others would give other
+numbers): both count, and two or three seeds must count as few. Studies in which several readers judge the same cases
+have this design, and their analysis of variance is used (Dorfman, Berbaum and Metz 1992): readers are seeds, cases are
+images. A bootstrap over three seeds would give intervals far too short: it draws no seed that it has not seen.
 """
 
 from collections.abc import Sequence

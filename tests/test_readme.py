@@ -1,5 +1,6 @@
 """Every command in README and docs/commands.md runs, and every recipe shown is one."""
 
+import json
 import re
 import shlex
 import shutil
@@ -36,8 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample = next((place / "runs/demo/samples").glob("*.png"))
     shutil.copy(sample, place / "photo.png")
     (place / "questions.jsonl").write_text('{"image": "photo.png", "question": "What is the number?"}\n')
-    (place / "mine.jsonl").write_text('{"image": "photo.png", "question": "What is the number?", "answer": "7"}\n')
+    mine = {"id": "1", "image": "photo.png", "question": "What is the number?", "answer": "7"}
+    (place / "mine.jsonl").write_text(json.dumps(mine) + "\n")
+    (place / "answers.json").write_text('[{"question_id": "1", "answer": "7"}]')
     _hugging_face_folder(place / "llava-1.5-7b-hf")
+    (place / "grid.yaml").write_text(blocks(ROOT / "docs/compare.md", "yaml")[0])
     (place / "recipe.yaml").write_text((ROOT / "vlm/recipes/demo.yaml").read_text())
     return place
 
@@ -71,6 +75,8 @@ def test_every_command_runs(page: Path, folder: Path, monkeypatch: pytest.Monkey
         if words[0] in ("make", "python", "source", "pip", "lmms-eval", "torchrun"):
             continue  # `make` is looked at above; the benchmarks take minutes, and lmms-eval is not installed here
         assert words[0] == "vlm", command
+        if words[1] == "compare" and "--dry-run" not in words:
+            words.append("--dry-run")  # whole grids take minutes; tests/vlm_core/test_comparing.py goes through one
         if words[1] in ("demo", "train"):
             words += (
                 ["--fast"]

@@ -20,6 +20,8 @@ from typing import Any
 TASK, USAGE, FAILED, TALLIES, LOG = "cell.json", "usage.json", "failed.json", "tallies.json", "log.txt"
 BEAT = 1.0
 """Seconds between two looks at the clock, the memory and the parent."""
+PATIENCE = 20
+"""How many of them a process waits for another one that is at work in its folder."""
 
 
 @dataclass
@@ -120,6 +122,11 @@ def write_json(path: Path, content: Any) -> None:
 def main(folder: Path, parent: int) -> int:
     """Train and evaluate what `cell.json` asks for; the exit status."""
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    try:
+        lock = _alone(folder) if first else None
+    except RuntimeError as error:
+        write_json(folder / FAILED, {"error": str(error), "traceback": ""})
+        return 1
     meter = Meter(folder, parent=parent if first else os.getppid(), writes=first)
     task = json.loads((folder / TASK).read_text(encoding="utf8"))
     try:
@@ -132,6 +139,7 @@ def main(folder: Path, parent: int) -> int:
         meter.finish({})
         return 1
     meter.finish(task["asked"])
+    del lock
     return 0
 
 
@@ -148,6 +156,26 @@ def _work(folder: Path, task: dict[str, Any], meter: Meter) -> None:
         results = running.evaluate(folder, **task["asked"])
     if results:
         import_module("vlm.eval.tallies").save_tallies(folder / TALLIES, results)
+
+
+def _alone(folder: Path) -> Any:
+    """A lock that holds as long as this process lives, so that no two ever train in one folder.
+
+    Raises:
+        RuntimeError: another process keeps it; one whose parent has gone ends within a second.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = (folder / "lock").open("w")
+    for _ in range(PATIENCE):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            time.sleep(BEAT)
+    raise RuntimeError(f"another process is at work in {folder}")
 
 
 def _memory() -> int:

@@ -85,11 +85,11 @@ def expand(grid: Grid, out: Path) -> Cells:
             cells.append(Cell(labels, folder, recipe, _used(recipe, needs)))
         except ConfigError as error:
             problems += error.under(folder.name).problems
-    names = [cell.name for cell in cells]
+    names = [*prepared, *(cell.name for cell in cells)]
     problems += [
-        Problem("axes", f"two cells are called `{name}`") for name in sorted({n for n in names if names.count(n) > 1})
+        Problem("axes", f"two runs are called `{name}`") for name in sorted({n for n in names if names.count(n) > 1})
     ]
-    if not names and not problems:
+    if not cells and not problems:
         problems.append(Problem("skip", "leaves no cell"))
     found = Cells(cells, prepared, _baselines(grid, cells))
     wanted = {axis: text(label) for axis, label in grid.baseline.items()}

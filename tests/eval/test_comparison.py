@@ -200,9 +200,11 @@ def test_plots_are_drawn_and_the_report_holds_them(tmp_path: Path) -> None:
     assert "http" not in page
 
 
-def test_equal_compute_is_no_axis(tmp_path: Path) -> None:
+def test_what_is_equal_is_no_axis(tmp_path: Path) -> None:
     found = comparison(flops=2e12)
-    assert "compute" in plot_all(found, tmp_path)["task"]
+    assert list(plot_all(found, tmp_path)["task"]) == ["tokens", "compute", "differences"]
+    both = comparison(flops=2e12, tokens=9)
+    assert list(plot_all(both, tmp_path)["task"]) == ["compute", "differences"], "one picture would say it twice"
     unknown = comparison(flops=None)
     assert "compute" not in plot_all(unknown, tmp_path)["task"]
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import vlm
 from tests.conftest import LLAMA, toy_recipe
-from vlm import running
+from vlm import cell_process, running
 from vlm.cell_process import Meter, Usage, read_usage
 from vlm.cell_runs import Job, run_jobs
 from vlm.cli import app
@@ -116,8 +116,8 @@ def test_a_grid_goes_through_failures_kills_and_back(tmp_path: Path) -> None:
     warmed = vlm.load(out / "prepared/warm").encoders.state_dict()
     assert all(torch.equal(tensor, warmed[name]) for name, tensor in vlm.load(mlp).encoders.state_dict().items())
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64") == 3
-    assert (out / "handwriting-over-tokens.png").exists()
+    assert page.count("data:image/png;base64") == 2, "tokens and compute are the same for both"
+    assert (out / "handwriting-over-compute.png").exists()
 
     changed = grid(trap, limit=30)
     assert [one.done for one in study(changed, out).jobs] == [True, False, False], "more questions are asked anew"
@@ -214,6 +214,15 @@ def test_jobs_that_end_badly_and_those_that_need_them(tmp_path: Path, monkeypatc
         "cell": "`warm`, which it starts from, could not be trained",
         "other": None,
     }
+
+
+def test_no_two_processes_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = cell_process._alone(tmp_path)
+    monkeypatch.setattr(cell_process, "BEAT", 0.01)
+    assert cell_process.main(tmp_path, os.getppid()) == 1
+    assert "another process is at work in" in json.loads((tmp_path / "failed.json").read_text())["error"]
+    held.close()
+    assert cell_process._alone(tmp_path) is not None
 
 
 def test_usage_is_written_while_a_run_lasts_and_adds_up(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vlm.cells import expand
 from vlm.comparing import study
 from vlm.errors import ConfigError
 from vlm.grid import read_grid, shipped_studies
+from vlm.listing import listing
 from vlm.planning import plan
 from vlm.recipe import changed, read_recipe, read_yaml
 from vlm.sample import Batch
@@ -115,7 +116,11 @@ def test_prepared_models_are_one_for_each_value_that_they_depend_on() -> None:
         ({"buget": "flops"}, "did you mean `budget`"),
         ({"recipe": "dem"}, "unknown recipe `dem`; did you mean `demo`"),
         ({"change": {"stages.7.steps": 1}}, "mlp-seed0.stages.7.steps: `7` is no index"),
-        ({"axes": {"connector": {"a/b": {}, "a-b": {"seed": 1}}}}, "two cells are called `a-b`"),
+        ({"axes": {"connector": {"a/b": {}, "a-b": {"seed": 1}}}}, "two runs are called `a-b`"),
+        (
+            {"axes": {"connector": {"warm": {}, "x": {"seed": 1}}}, "prepare": {"warm": {}}},
+            "two runs are called `warm`",
+        ),
         ({"prepare": {"seed": {}}}, r"axes.seed: `\$seed` is a model of `prepare` too"),
         (
             {"prepare": {"a": {"start.llm": "$b"}, "b": {}}, "change": {"start.llm": "$b"}},
@@ -134,6 +139,10 @@ def test_a_grid_is_read_from_a_file_and_an_unknown_study_is_named(tmp_path: Path
     assert list(read_grid(str(file)).axes) == ["connector", "seed"]
     with pytest.raises(ConfigError, match="unknown study `conectors`; did you mean `connectors`"):
         read_grid("conectors")
+
+
+def test_studies_are_listed() -> None:
+    assert set(listing("studies")["studies"]) == {"nvlm", "connectors", "freezing"}
 
 
 def test_all_mistakes_of_all_recipes_come_at_once_under_their_cells(tmp_path: Path) -> None:

@@ -293,3 +293,14 @@ def test_options_that_would_be_taken_otherwise_are_refused(options: dict[str, An
     with pytest.raises(ConfigError) as caught:
         Handwriting(**options)
     assert [problem.place for problem in caught.value.problems] == [place]
+
+
+def test_described_scenes_say_in_words_what_the_picture_shows() -> None:
+    shown, told = Handwriting(turns=2, seed=4), Handwriting(turns=2, seed=4, described=True)
+    for index in range(5):
+        picture, words = shown[index], told[index]
+        scene = shown.scene(index)
+        assert words.images == []
+        assert words.turns[0].text == f"{scene.colour} {scene.number}\n{picture.turns[0].text}"
+        assert list(words.turns[1:]) == list(picture.turns[1:])
+        assert (words.answers, words.category) == (picture.answers, picture.category)
