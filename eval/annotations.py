@@ -58,9 +58,9 @@ class Table(ABC):
         """The row's key in a mapping."""
         return ""
 
-    def error(self, index: int, message: object) -> DataError:
-        """What is wrong with a row, with its place."""
-        return data_error(self.path, message, row=index + 1, line=self.line(index), key=self.key(index))
+    def error(self, index: int, message: object, id: str = "") -> DataError:
+        """What is wrong with a row, with its place, and the id of the sample that it would be."""
+        return data_error(self.path, message, row=index + 1, line=self.line(index), key=self.key(index), id=id)
 
     def _full(self, index: int, row: Any) -> Row:
         if not isinstance(row, dict):
@@ -258,9 +258,9 @@ class MemoryTable(Table):
         row = self._rows[index][2]
         return self._full(index, row)
 
-    def error(self, index: int, message: object) -> DataError:
+    def error(self, index: int, message: object, id: str = "") -> DataError:
         path, line, _ = self._rows[index]
-        return data_error(path, message, row=index + 1, line=line or None)
+        return data_error(path, message, row=index + 1, line=line or None, id=id)
 
 
 def open_tables(files: str | Sequence[str] | dict[str, str], *, under: str, columns: Sequence[str]) -> list[Table]:

@@ -5,7 +5,7 @@ and nothing else, and an answer is never taken for that of another model, prompt
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,6 +84,10 @@ def write(file: IO[str], reply: Reply) -> None:
     file.flush()
 
 
+_FIELDS = {item.name for item in fields(Reply)}
+_NEEDED = {item.name for item in fields(Reply) if item.default is MISSING}
+
+
 def _complete(file: IO[bytes]) -> int:
     """Bytes up to the end of the last whole line."""
     end = file.seek(0, 2)
@@ -103,7 +107,11 @@ def _read(path: Path) -> Iterator[Reply]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield Reply(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                row = json.loads(line)
+            except ValueError as error:
                 todo = "mend or remove the line: its question is then asked again"
-                raise ConfigError(f"{path}, line {number} is no answer of this kit ({error}); {todo}") from error
+                raise ConfigError(f"{path}, line {number} is damaged ({error}); {todo}") from error
+            if not isinstance(row, dict) or not _NEEDED <= row.keys() <= _FIELDS:
+                todo = "move the file away to begin anew"
+                raise ConfigError(f"{path}, line {number} is no answer as this version of the kit writes it; {todo}")
+            yield Reply(**row)

@@ -76,6 +76,18 @@ def rec_accuracy(prediction: str, box: Sequence[float]) -> float:
     return float(rec_iou(prediction, box) >= IOU_THRESHOLD)
 
 
+def box_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no box could be right."""
+    wrong = [text for text in references if not _has_area(_four_numbers(text))]
+    what = "[left, top, right, bottom] in shares of the image"
+    return f"the answer `{wrong[0][:60]}` is no box {what}" if wrong else None
+
+
+def _has_area(box: Sequence[float]) -> bool:
+    """Whether a true box holds anything; pixels are far beyond 2."""
+    return len(box) == 4 and box[0] < box[2] < 2 and box[1] < box[3] < 2
+
+
 def box_scores(parse: Callable[[str], Box | None]) -> Callable[[Sequence[Answered]], list[Score]]:
     """Scores boxes that `parse` reads by IoU >= 0.5 (`score`) and by IoU itself; an invalid one is wrong, and told by
     `read_as` None. References are boxes as texts, `[left, top, right, bottom]`, which may end a hair outside the

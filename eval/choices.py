@@ -106,6 +106,20 @@ def scienceqa(prediction: str, references: Sequence[str], options: Sequence[str]
     return float(scienceqa_parse(prediction, options) in references)
 
 
+def choice_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no letter could be right."""
+    letters = tuple(_LETTERS[: len(choices)])
+    if not letters:
+        return "there are no choices"
+    wrong = [reference for reference in references if reference not in letters]
+    return f"the answer `{wrong[0]}` is none of the letters {', '.join(letters)}" if wrong else None
+
+
+def mmmu_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """The same, where there are choices."""
+    return choice_fault(references, choices) if choices else None
+
+
 Parser = Callable[[str, Sequence[str]], str | None]
 """From an answer and the options' texts to a letter."""
 

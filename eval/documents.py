@@ -172,6 +172,12 @@ def _bracketed(text: str) -> str:
     return text[min(starts, default=0) : max(text.rfind("}"), text.rfind("]")) + 1]
 
 
+def document_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no fields could be right."""
+    wrong = [text for text in references if not read_document(text)[1]]
+    return f"the answer `{wrong[0][:60]}` is no JSON object or list" if wrong else None
+
+
 def kie_scores(answers: Sequence[Answered]) -> list[Score]:
     """Scores answers in JSON by `kie_f1`; of several references the one that fits best. A failure finds nothing."""
     return [_hit_score(answered, _field_tally) for answered in answers]

@@ -1,6 +1,7 @@
 """Benchmarks that come as a folder of small files in a form of their own: MME, AI2D, FUNSD."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,11 +48,15 @@ class Mme(TableSource):
             pictures = _pictures(images if apart else task)
             for file in sorted((texts if apart else task).glob("*.txt")):
                 image = pictures.get(file.stem, str((images if apart else task) / f"{file.stem}.jpg"))
-                for line, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-                    if text.strip():
-                        yield file, line, self._row(text, task.name, file.stem, image, line)
+                for line, content in enumerate(file.read_bytes().removeprefix(BOM_UTF8).splitlines(), 1):
+                    if content.strip():
+                        yield file, line, self._row(content, task.name, file.stem, image, line)
 
-    def _row(self, text: str, task: str, stem: str, image: str, line: int) -> Row | str:
+    def _row(self, content: bytes, task: str, stem: str, image: str, line: int) -> Row | str:
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            return f"is no UTF-8: {error.reason}"
         question, tab, answer = text.strip().rpartition("\t")
         if not tab or answer.strip() not in ("Yes", "No"):
             return f"a line is a question, a tab, and Yes or No, not `{text.strip()}`"

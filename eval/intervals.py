@@ -38,7 +38,7 @@ def intervals(
         seed: of the draws.
     """
     named = categories if categories is not None and metric.over != "samples" else [""] * len(scores)
-    sums = _sums(metric, scores, clusters, named)  # [I, F, K, 2]
+    sums = _sums(metric, scores, clusters, named)  # [I, F, K, 3]
     drawn = _drawn(metric, sums, seed) if len(sums) > 1 else None
     found: dict[str, Interval | None] = {}
     for number, figure in enumerate(metric.figures):
@@ -84,7 +84,7 @@ def _times(rng: np.random.Generator, count: int) -> Array:
 
 
 def _alike(sums: Array) -> bool:
-    """Whether all clusters [I, K, 2] that weigh anything are worth the same."""
+    """Whether all clusters [I, K, 3] that weigh anything are worth the same."""
     points, weights = sums[..., 0].sum(-1), sums[..., 1].sum(-1)
     values = np.divide(points, weights, out=points.copy(), where=weights != 0)[(points != 0) | (weights != 0)]
     return len(values) < 2 or bool(np.ptp(values) < 1e-12)

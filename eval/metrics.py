@@ -4,18 +4,20 @@ The functions behind it are pure and stand in modules by topic; every one names 
 included: a score is only worth something beside published ones.
 """
 
-from .boxes import box_scores, find_box, iou, parse_box, rec_accuracy, rec_iou
+from .boxes import box_fault, box_scores, find_box, iou, parse_box, rec_accuracy, rec_iou
 from .captions import cider, cider_scores
 from .choices import (
+    choice_fault,
     choice_scores,
     circular_scores,
     mcq_parse,
     mcq_parse_mmmu,
+    mmmu_fault,
     mmmu_scores,
     scienceqa,
     scienceqa_parse,
 )
-from .documents import entity_f1, entity_scores, kie_f1, kie_scores, nted_accuracy, nted_scores
+from .documents import document_fault, entity_f1, entity_scores, kie_f1, kie_scores, nted_accuracy, nted_scores
 from .ptb import ptb_tokens
 from .reading import (
     anls,
@@ -32,16 +34,18 @@ from .reading import (
 )
 from .scoring import Figure, Metric, each, errors
 from .short_answers import (
+    count_fault,
     exact_match,
     gqa,
     loose_match,
     mmmu_open,
+    ocrbench_v2_choice,
     ocrbench_v2_counting,
     ocrbench_v2_vqa,
     relaxed_accuracy,
 )
 from .vqa import evalai_normalise, textvqa_accuracy, vizwiz_accuracy, vqa_accuracy, vqa_normalise
-from .yes_no import mme_parse, mme_score, mme_scores, pope, pope_parse, pope_scores
+from .yes_no import mme_parse, mme_score, mme_scores, pope, pope_parse, pope_scores, yes_no_fault
 
 __all__ = [
     "METRICS",
@@ -64,6 +68,7 @@ __all__ = [
     "mmmu_open",
     "nted_accuracy",
     "ocrbench",
+    "ocrbench_v2_choice",
     "ocrbench_v2_counting",
     "ocrbench_v2_vqa",
     "one_minus_ned",
@@ -111,19 +116,37 @@ METRICS: dict[str, Metric] = {
     ),
     "ocrbench_v2_vqa": Metric(each(ocrbench_v2_vqa), "contains a short reference, is near a long one (OCRBench v2)"),
     "ocrbench_v2_vqa_cn": Metric(each(ocrbench_v2_vqa, chinese=True), "the same for Chinese"),
-    "ocrbench_v2_counting": Metric(each(ocrbench_v2_counting), "how near a count is (OCRBench v2)"),
-    "multiple_choice": Metric(choice_scores(mcq_parse), "the right letter, never guessed (AI2D, SEED, MMBench)"),
+    "ocrbench_v2_vqa_case": Metric(each(ocrbench_v2_vqa, case_sensitive=True), "the same where capitals matter"),
+    "ocrbench_v2_choice": Metric(each(ocrbench_v2_choice), "the letters of the answer are the option (OCRBench v2)"),
+    "ocrbench_v2_counting": Metric(each(ocrbench_v2_counting), "how near a count is (OCRBench v2)", fault=count_fault),
+    "ocrbench_v2_counting_exact": Metric(each(ocrbench_v2_counting, exact=True), "the count stands in the answer"),
+    "multiple_choice": Metric(
+        choice_scores(mcq_parse), "the right letter, never guessed (AI2D, SEED, MMBench)", fault=choice_fault
+    ),
     "circular_choice": Metric(
         circular_scores,
         "the right letter in every rotation of the options (MMBench)",
         (Figure("score"), Figure("single")),
+        fault=choice_fault,
     ),
-    "scienceqa": Metric(choice_scores(scienceqa_parse), "the right letter by LLaVA's rule (ScienceQA)"),
-    "mmmu": Metric(mmmu_scores(mcq_parse), "the right letter, or MMMU's rule for open questions"),
-    "mmmu_official": Metric(mmmu_scores(mcq_parse_mmmu), "the same with MMMU's own parser, without its guesses"),
-    "pope": Metric(pope_scores, "yes/no, each figure the mean of the splits' (POPE)", _POPE, "mean of categories"),
-    "pope_pooled": Metric(pope_scores, "yes/no over all questions (POPE)", _POPE),
-    "mme": Metric(mme_scores, "yes/no twice an image, 200 points a category (MME)", _MME, "sum of categories"),
+    "scienceqa": Metric(
+        choice_scores(scienceqa_parse), "the right letter by LLaVA's rule (ScienceQA)", fault=choice_fault
+    ),
+    "mmmu": Metric(mmmu_scores(mcq_parse), "the right letter, or MMMU's rule for open questions", fault=mmmu_fault),
+    "mmmu_official": Metric(
+        mmmu_scores(mcq_parse_mmmu), "the same with MMMU's own parser, without its guesses", fault=mmmu_fault
+    ),
+    "pope": Metric(
+        pope_scores,
+        "yes/no, each figure the mean of the splits' (POPE)",
+        _POPE,
+        "mean of categories",
+        fault=yes_no_fault,
+    ),
+    "pope_pooled": Metric(pope_scores, "yes/no over all questions (POPE)", _POPE, fault=yes_no_fault),
+    "mme": Metric(
+        mme_scores, "yes/no twice an image, 200 points a category (MME)", _MME, "sum of categories", fault=yes_no_fault
+    ),
     "cer": Metric(errors(character_errors), "character errors / reference characters", _ERRORS),
     "wer": Metric(errors(word_errors), "word errors / reference words", _ERRORS),
     "word_accuracy": Metric(each(word_accuracy), "equal in letters and digits (text recognition)"),
@@ -132,12 +155,17 @@ METRICS: dict[str, Metric] = {
         char_scores, "characters read / reference characters", (Figure("recall"), Figure("precision"))
     ),
     "cider": Metric(cider_scores, "CIDEr-D of captions (COCO, NoCaps)", (Figure("score", unit=""),)),
-    "rec": Metric(box_scores(parse_box), "IoU >= 0.5 of a bare box (RefCOCO)", (Figure("score"), Figure("iou"))),
-    "rec_anywhere": Metric(
-        box_scores(find_box), "the same of the first box in the answer", (Figure("score"), Figure("iou"))
+    "rec": Metric(
+        box_scores(parse_box), "IoU >= 0.5 of a bare box (RefCOCO)", (Figure("score"), Figure("iou")), fault=box_fault
     ),
-    "kie_f1": Metric(kie_scores, "F1 of fields in JSON (CORD, SROIE)"),
-    "nted": Metric(nted_scores, "1 - tree edit distance of JSON, by that of nothing (CORD)"),
+    "rec_anywhere": Metric(
+        box_scores(find_box),
+        "the same of the first box in the answer",
+        (Figure("score"), Figure("iou")),
+        fault=box_fault,
+    ),
+    "kie_f1": Metric(kie_scores, "F1 of fields in JSON (CORD, SROIE)", fault=document_fault),
+    "nted": Metric(nted_scores, "1 - tree edit distance of JSON, by that of nothing (CORD)", fault=document_fault),
     "entity_f1": Metric(entity_scores, "F1 of entities in tags, as seqeval (FUNSD)"),
 }
 """Name -> metric, as a task's YAML and `vlm list metrics` name it."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
     """The result of a task from a JSON list or JSONL of `{"question_id", "answer"}`, the form of official servers.
 
     A question without an answer is missing: nothing right, and counted. A row with an `error`, as `vlm ask` and
-    `vlm eval` write them, is an error.
+    `vlm eval` write them, is an error. An answer to a question whose annotation is faulty is passed over, as the
+    question is.
 
     Raises:
         ConfigError: the file is empty or of another form, answers a question twice, or one that the task does not ask
@@ -35,8 +37,11 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
         refuse_misfit(task.metric, task.label, questions)
     answers = _read(path)
     known = {one.id: one for one in questions if one.fault is None}
+    faulty = {one.id for one in questions} - known.keys()
     strangers = [
-        Problem(place, f"the task does not ask `{id}`") for id, (place, *_) in answers.items() if id not in known
+        Problem(said.place, f"the task does not ask `{id}`")
+        for id, said in answers.items()
+        if id not in known and id not in faulty
     ]
     if strangers:
         headline = (
@@ -45,8 +50,10 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
         raise ConfigError(strangers[:SHOWN], source=str(path), headline=headline)
     if not answers:
         raise ConfigError(f"`{path}` holds no answer")
-    replies = {known[id].key: _reply(known[id], said, path) for id, said in answers.items()}
-    return summarise(task, score_rows(task, questions, replies), model=f"answers of {path}")
+    replies = {known[id].key: _reply(known[id], said, path) for id, said in answers.items() if id in known}
+    result = summarise(task, score_rows(task, questions, replies), model=f"answers of {path}")
+    # How they were asked for is not known: the task's own prompt must not stand beside the score.
+    return replace(result, conditions=replace(result.conditions, variant="not known", prompt=""))
 
 
 def _reply(question: Question, said: "_Said", path: Path) -> Reply:

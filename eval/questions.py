@@ -22,6 +22,7 @@ class Question:
     index: int
     """Number of the sample in its source."""
     id: str
+    """The sample's; `#` and its number where it has none. That of a faulty one may be another's too."""
     key: str
     prompt: str
     image: str
@@ -60,8 +61,8 @@ def read_questions(
     for index in indices if indices is not None else range(len(source)):
         question = _question(task, source, index, digests=digests, model=model, settings=settings)
         if question.fault is None and ids.setdefault(question.id, index) != index:
-            first = ids[question.id] + 1
-            question = _faulty(index, f"id `{question.id}` stands twice: sample {first} and sample {index + 1}")
+            fault = f"id `{question.id}` stands twice, first as sample {ids[question.id] + 1}"
+            question = _faulty(index, question.id, str(source.error(index, fault)))
         found.append(question)
         seen()
     return found
@@ -72,11 +73,13 @@ def _question(
 ) -> Question:
     try:
         sample = source[index]
-        if not task.hidden and not any(reference.strip() for reference in references(sample)):
-            raise DataError(f"sample {index + 1} ({sample.id or 'no id'}) has no answer to compare with")
-        asked = task.ask(sample)
     except DataError as error:  # anything else is a fault of the source, not of one sample
-        return _faulty(index, str(error))
+        return _faulty(index, error.id, str(error))
+    try:
+        _check(task, sample)
+        asked = task.ask(sample)
+    except DataError as error:
+        return _faulty(index, sample.id, str(source.error(index, error)))
     id = asked.id or f"#{index}"
     image = "+".join(map(digests.of, asked.images))
     turns = [(turn.role, turn.text) for turn in asked.turns]
@@ -94,8 +97,22 @@ def _question(
     )
 
 
-def _faulty(index: int, fault: str) -> Question:
-    return Question(index, f"#{index}", key="", prompt="", image="", fault=fault)
+def _check(task: Task, sample: Sample) -> None:
+    """
+    Raises:
+        DataError: no answer could be right, whatever the model says.
+    """
+    if task.hidden:
+        return
+    truths = references(sample)
+    if not any(map(str.strip, truths)):
+        raise DataError("there is no answer to compare with")
+    if (fault := task.scoring.fault(truths, sample.choices)) is not None:
+        raise DataError(fault)
+
+
+def _faulty(index: int, id: str, fault: str) -> Question:
+    return Question(index, id or f"#{index}", key="", prompt="", image="", fault=fault)
 
 
 def _file(sample: Sample) -> str:

@@ -140,11 +140,21 @@ class TableSource(Source, ABC):
         number, row, item = (column[index] for column in self._index)
         table = self._tables[number]
         if index in self._faults:
-            raise table.error(row, self._faults[index])
+            raise self.error(index, self._faults[index], self._id(table, row, item))
         try:
             return self._sample(self._item(table.row(row), item), self._name(table, row, item))
         except ValueError as error:
-            raise table.error(row, error) from error
+            raise self.error(index, error, self._id(table, row, item)) from error
+
+    def error(self, index: int, message: object, id: str = "") -> DataError:
+        number, row, _ = (column[index] for column in self._index)
+        return self._tables[number].error(row, message, id)
+
+    def _id(self, table: Table, row: int, item: int) -> str:
+        """The id of a row that is no sample; empty where it has none."""
+        with suppress(ValueError, LookupError, TypeError):
+            return render(self._item(table.row(row), item), self._fields.id) if self._fields.id else ""
+        return ""
 
     def missing_images(self) -> list[str]:
         return absent(path for path in self._image_paths() if path)

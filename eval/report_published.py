@@ -15,10 +15,14 @@ def differences(published: Published, result: TaskResult) -> list[str]:
         found.append(f"prompt {published.prompt}, here {conditions.variant}")
     if figure_of(published, result) is None:
         found.append(f"figure {published.figure}, not measured here" if result.figures else "no score here")
+    if published.differs:
+        found.append(published.differs)
     if conditions.subset:
         found.append(f"here only {conditions.subset}")
     if result.counts.missing:
         found.append(f"here {result.counts.missing:,} answers are missing")
+    if result.counts.faulty:
+        found.append(f"here {result.counts.faulty:,} questions are left out as faulty")
     return found
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from vlm.device import best_device
 from vlm.errors import ConfigError, positive, unknown
-from vlm.identity import identity
 from vlm.images import open_image
 from vlm.loading import load
 from vlm.model import VLM
@@ -20,7 +19,7 @@ from .predictions import score_predictions
 from .report import write_report
 from .report_images import Pictures, Seen
 from .results import Row, TaskResult, save_results, save_rows
-from .runner import Answerer, evaluate
+from .runner import Answerer, evaluate, identity_of
 from .task import Task, load_task
 from .world import World
 
@@ -73,7 +72,7 @@ def run(
     _check_writable(out)
     place = device or world.device() or best_device()
     answerer: Answerer = load(model, place) if isinstance(model, str | Path) else model
-    known_as = identity(answerer) if isinstance(answerer, VLM) else name
+    known_as = identity_of(answerer)
     results: list[TaskResult] = []
     for task in loaded:
         results.append(

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlm.data import Source
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, Problem
+from vlm.identity import identity as identity_of_vlm
+from vlm.model import VLM
 from vlm.sample import Sample
 
 from .answers import AnswerLog, Reply, write
@@ -50,7 +52,7 @@ def evaluate(
     task: Task,
     *,
     out: Path,
-    identity: str = "",
+    identity: str | None = None,
     batch_size: int = 16,
     limit: int | None = None,
     progress: bool = True,
@@ -67,7 +69,7 @@ def evaluate(
         model: what answers.
         task: what is asked.
         out: folder for the answers of all tasks.
-        identity: of the model (see `vlm.identity`): another one's answers are not taken for its own.
+        identity: of the model: another one's answers are not taken for its own. Found by `identity_of` if absent.
         batch_size: samples per forward pass.
         limit: ask only so many, drawn by a fixed seed: a smaller number's are among a larger one's.
         progress: show a bar on the terminal's error stream, if there is a terminal.
@@ -75,10 +77,11 @@ def evaluate(
 
     Raises:
         ConfigError: the data cannot be opened, no sample of it can be used, the metric can make nothing of its
-            references, or the log of answers is damaged.
+            references, the log of answers is damaged, or `limit` is below 1.
         RuntimeError: the model did not give one answer to each sample.
     """
     world, source = world or World(), task.open()
+    identity = identity_of(model) if identity is None else identity
     settings = {"max_new_tokens": task.max_new_tokens, "decoding": "greedy"}
     indices = _subset(len(source), limit)
     log = AnswerLog(out / task.label.replace(":", "-"), world.rank)
@@ -116,6 +119,12 @@ def evaluate(
     return summarise(task, rows, model=identity, settings=settings, subset=subset)
 
 
+def identity_of(model: Answerer) -> str:
+    """A digest of what a `VLM` is (see `vlm.identity`); of anything else, which the kit cannot look into, only the
+    name of its class: give an identity of your own where there are several."""
+    return identity_of_vlm(model) if isinstance(model, VLM) else type(model).__name__
+
+
 def _refuse_all_faulty(task: Task, questions: Sequence[Question]) -> None:
     faults = [one.fault for one in questions if one.fault is not None]
     if len(faults) == len(questions):
@@ -140,6 +149,8 @@ def _submits(task: Task, questions: Sequence[Question]) -> bool:
 
 
 def _subset(count: int, limit: int | None) -> Sequence[int]:
+    if limit is not None and limit < 1:
+        raise ConfigError(Problem("limit", f"`{limit}`; allowed: 1 or more"))
     if limit is None or limit >= count:
         return range(count)
     order = list(range(count))

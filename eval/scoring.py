@@ -75,6 +75,11 @@ class Figure:
     unit: str = "%"
 
 
+def no_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Any text may be a reference."""
+    return None
+
+
 @dataclass(frozen=True)
 class Metric:
     """How a set of answers is scored."""
@@ -86,6 +91,8 @@ class Metric:
     """The first is the metric's own number."""
     over: Literal["samples", "mean of categories", "sum of categories"] = "samples"
     """What a figure is the ratio of: all samples, or each category by itself."""
+    fault: Callable[[Sequence[str], Sequence[str]], str | None] = no_fault
+    """From references and choices to why no answer could be right: the annotation, not the answer, is then at fault."""
 
     def values(self, scores: Sequence[Score], categories: Sequence[str] | None = None) -> dict[str, float]:
         """Every figure of a set of scores.

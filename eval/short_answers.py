@@ -150,6 +150,15 @@ def _v2_similarity(answer: str, truth: str, chinese: bool) -> float:
     return similarity if similarity >= 0.5 else 0.0
 
 
+def ocrbench_v2_choice(prediction: str, references: Sequence[str]) -> float:
+    """OCRBench v2's rule for rows that are marked "multiple choice": the letters of the answer, and letters alone, are
+    the reference's.
+
+    Follows `OCRBench_v2/eval_scripts/eval.py`: case matters, `B.` and `(B)` are `B`, and `B. red` is wrong.
+    """
+    return float("".join(filter(str.isalpha, prediction)) in references)
+
+
 def ocrbench_v2_counting(prediction: str, references: Sequence[str], *, exact: bool = False) -> float:
     """OCRBench v2's rule for counts: 1 - |first number in the answer - reference| / reference, 0 unless above 0.5.
 
@@ -166,6 +175,12 @@ def ocrbench_v2_counting(prediction: str, references: Sequence[str], *, exact: b
         return float(any(truth in prediction for truth in truths))
     found = _COUNT.search(prediction)
     return max((_closeness(_whole(found[0]), _whole(truth)) for truth in truths), default=0.0) if found else 0.0
+
+
+def count_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no count could be right."""
+    wrong = [text for text in references if _whole(text) < 1]
+    return f"the answer `{wrong[0][:60]}` is no whole number from 1" if wrong else None
 
 
 def _whole(text: str) -> int:

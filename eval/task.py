@@ -29,7 +29,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class Published(BaseModel):
-    """A published score, shown beside the user's where split, prompt and metric are the same."""
+    """A published score, shown beside the user's where split, prompt, metric and questions are the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,6 +43,8 @@ class Published(BaseModel):
     prompt: str = DEFAULT
     split: str = ""
     """The task's own if absent; a score of another split is listed and never set beside the user's."""
+    differs: str = ""
+    """What else was not as in this task (another scorer, other questions): the score is listed, never set beside."""
     note: str = ""
 
 
@@ -177,7 +179,7 @@ def fill(template: str, sample: Sample) -> str:
     """The prompt of a sample that ends with its question.
 
     Raises:
-        DataError: the template leaves the question out, or names a field that the sample lacks.
+        DataError: the template leaves the question or its choices out, or names a field that the sample lacks.
     """
     question = sample.turns[-1].text
     options = "\n".join(f"{letter(number)}. {text}" for number, text in enumerate(sample.choices))
@@ -185,6 +187,8 @@ def fill(template: str, sample: Sample) -> str:
     names = _FIELD.findall(template)
     if QUESTION not in names and question.replace(IMAGE_MARK, "").strip():
         raise DataError(f"the prompt has no {{{QUESTION}}}, but the sample asks `{question}`")
+    if OPTIONS not in names and sample.choices:
+        raise DataError(f"the prompt has no {{{OPTIONS}}}, but the sample has {len(sample.choices)} choices")
     if missing := sorted(set(names) - set(texts)):
         raise DataError(f"the prompt needs {{{missing[0]}}}; this sample has {', '.join(texts)}")
     return _FIELD.sub(lambda found: texts[found[1]], template)

@@ -62,6 +62,12 @@ def _pope_tallies(yes: bool, truth: bool) -> dict[str, Tally]:
     }
 
 
+def yes_no_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why neither yes nor no could be right."""
+    wrong = [text for text in references if text.strip().lower().replace(".", "") not in ("yes", "no")]
+    return f"the answer `{wrong[0]}` is neither yes nor no" if wrong else None
+
+
 def pope_scores(answers: Sequence[Answered]) -> list[Score]:
     """Scores POPE; `read_as` is None where yes was read for want of a no, and the answer holds no yes either.
 

@@ -73,7 +73,7 @@ class _Window:
         self.model = model
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self.looks: dict[tuple[ImageLike | int, int], Look | ImageError] = {}
+        self.looks: dict[tuple[str | bytes | int, int], Look | ImageError] = {}
         self.encoded: dict[_Seen, Tensor] = {}
         self.uses: Counter[_Seen] = Counter()
 
@@ -102,8 +102,8 @@ class _Window:
             return _failed(sample.id, error)
 
     def _look(self, image: ImageLike, images: int) -> Look:
-        """Each image once; one that cannot be used is not tried again either."""
-        key = (image if isinstance(image, str) else id(image), images)
+        """Each image once, by its path or its file's content; one that cannot be used is not tried again either."""
+        key = (image if isinstance(image, str | bytes) else id(image), images)
         if key not in self.looks:
             try:
                 self.looks[key] = self.model.processor.look(image, images)

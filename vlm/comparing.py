@@ -172,7 +172,9 @@ def _task_problems(grid: Grid, cells: Cells) -> list[Problem]:
     for tasks, name in sets.items():
         found = running.task_problems(tasks, grid.data)
         place = "tasks" if grid.tasks is not None else f"{name}.eval"
-        problems += [Problem(place, problem.message) for problem in found]
+        problems += [
+            problem if problem.place.startswith("data") else Problem(place, problem.message) for problem in found
+        ]
         problems += [] if tasks else [Problem(place, "there is no task, so that nothing can be compared")]
     return problems
 

@@ -5,6 +5,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
+    def error(self, index: int, message: object, id: str = "") -> "DataError":
+        """What is wrong with sample `index`, with its place; a source of files names file and row."""
+        return DataError(f"sample {index + 1}: {message}", id)
+
     def missing_images(self) -> list[str]:
         """Paths of the image files that the samples name and that are not there, each once, without opening any.
 
@@ -53,10 +58,21 @@ class Source(ABC):
 
 
 class DataError(ValueError):
-    """A row that is no sample; the message names file and row."""
+    """A row that is no sample; the message names file and row.
+
+    Args:
+        message: says so.
+        id: the row's own, where it has one all the same.
+    """
+
+    def __init__(self, message: str, id: str = "") -> None:
+        super().__init__(message)
+        self.id = id
 
 
-def data_error(path: str | Path, message: object, *, row: int, line: int | None = None, key: str = "") -> DataError:
+def data_error(
+    path: str | Path, message: object, *, row: int, line: int | None = None, key: str = "", id: str = ""
+) -> DataError:
     """A `DataError` with its place: `FILE, row 12 (line 345): message`.
 
     Args:
@@ -65,9 +81,10 @@ def data_error(path: str | Path, message: object, *, row: int, line: int | None 
         row: its number, counted from 1.
         line: of the file, where the row begins; counted from 1.
         key: of the row in a mapping of rows.
+        id: of the sample that it would be.
     """
     place = f"row {row}" + (f" `{key}`" if key else "") + (f" (line {line})" if line else "")
-    return DataError(f"{path}, {place}: {message}")
+    return DataError(f"{path}, {place}: {message}", id)
 
 
 def absent(paths: Iterable[str]) -> list[str]:
@@ -95,8 +112,8 @@ class JsonSource(Source):
     Args:
         path: the file.
         images: the folder that image paths start from; the file's own folder if absent.
-        strict: for evaluation: a row whose id stood before, or whose answers are all empty, is no sample. Opening then
-            reads the whole file.
+        strict: for evaluation: a row whose id stood before, or that has no answer but empty ones, is no sample. Opening
+            then reads the whole file.
     """
 
     def __init__(self, *, path: str, images: str | None = None, strict: bool = False) -> None:
@@ -129,11 +146,14 @@ class JsonSource(Source):
             if index in self._repeated:
                 raise ValueError(self._repeated[index])
             sample = _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
-            if self._strict and sample.answers and not any(answer.strip() for answer in sample.answers):
-                raise ValueError("the answer is empty")
+            if self._strict and not any(answer.strip() for answer in sample.answers):
+                raise ValueError("the answer is empty" if sample.answers else "there is no answer to compare with")
             return sample
         except (KeyError, TypeError, ValueError) as error:
-            raise data_error(self.path, _reason(error), row=index + 1, line=self._line(index)) from error
+            raise self.error(index, _reason(error), self._id(index)) from error
+
+    def error(self, index: int, message: object, id: str = "") -> DataError:
+        return data_error(self.path, message, row=index + 1, line=self._line(index), id=id)
 
     def missing_images(self) -> list[str]:
         paths = []
@@ -150,13 +170,18 @@ class JsonSource(Source):
         repeated = {}
         for index in range(len(self)):
             try:
-                row = self._row(index)
-                name = next((str(row[key]) for key in _IDS if key in row), "")
-            except (TypeError, ValueError):
+                name = _id(self._row(index))
+            except ValueError:
                 continue
             if name and first.setdefault(name, index) != index:
                 repeated[index] = f"id {name} stands twice, first in row {first[name] + 1}"
         return repeated
+
+    def _id(self, index: int) -> str:
+        """The id of a row that is no sample; empty where it has none."""
+        with suppress(ValueError):
+            return _id(self._row(index))
+        return ""
 
     def _line(self, index: int) -> int:
         """Where the row begins; found when it is first asked for."""
@@ -224,6 +249,11 @@ def _sample(row: Any, folder: Path, place: str) -> Sample:
         category=str(row.get("category", "")),
         targets=_targets(row.get("targets", {})),
     )
+
+
+def _id(row: Any) -> str:
+    """What a row has for an id; empty if it has none."""
+    return next((str(row[key]) for key in _IDS if key in row), "") if isinstance(row, dict) else ""
 
 
 def _images(row: dict[str, Any]) -> list[str]:

@@ -16,7 +16,8 @@ LENGTH = 16
 
 
 def identity(model: VLM) -> str:
-    """A digest of every parameter and buffer, of how the parts are put together, and of the tokenizer.
+    """A digest of every parameter and buffer, of how the parts are put together, of the tokenizer, and of
+    the tokens that end an answer.
 
     It is that of the content: a folder that is moved or renamed keeps it, one trained a step further does not. Where a
     model is loaded to, and how it computes attention, are not part of it; its precision is.
@@ -29,6 +30,7 @@ def identity(model: VLM) -> str:
         "spec": _built(model.spec),
         "vocabulary": model.tokenizer.get_vocab(),
         "template": str(model.tokenizer.chat_template),
+        "stops": model.processor.chat.stop_ids,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
 

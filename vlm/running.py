@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.assembly import Source
-from vlm.errors import ConfigError, Problem, join
+from vlm.errors import ConfigError, Problem, join, unknown
 from vlm.recipe import Recipe, inspect_recipe
 
 if TYPE_CHECKING:
@@ -65,14 +65,25 @@ def evaluate(
 
 
 def task_problems(names: Sequence[str], data: Mapping[str, str] | None = None) -> list[Problem]:
-    """Tasks that are not there or cannot be opened."""
-    tasks = import_module("vlm.eval.task")
+    """Tasks that are not there or cannot be opened, and data for a task that is not asked.
+
+    Args:
+        names: the tasks, each with its prompt if need be (`textvqa:ocr`).
+        data: paths by the tasks' names alone, as `evaluate` takes them.
+    """
+    tasks, data = import_module("vlm.eval.task"), data or {}
     problems: list[Problem] = []
+    known: dict[str, bool] = {}  # whether it reads the user's files
     for number, name in enumerate(names):
         try:
             task = tasks.load_task(name)
-            path = (data or {}).get(task.name)
-            (task.on_hub() if path is None else task.with_data(path)).open()
+            known[task.name] = task.takes_data
+            (task.with_data(data[task.name]) if task.name in data else task.on_hub()).open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems
-    return problems
+    if problems:
+        return problems
+    strangers = [Problem(join("data", name), unknown("task", name, known)) for name in data if name not in known]
+    return strangers + [
+        Problem(join("data", name), "this task reads no files of yours") for name in data if known.get(name) is False
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vlm.errors import ConfigError
 from vlm.eval.answers import AnswerLog, Reply, key_of, write
@@ -72,7 +73,7 @@ def test_damage_is_named(tmp_path: Path, line: str) -> None:
     with log.path.open("a") as file:
         file.write(line + "\n")
     written(tmp_path, reply("b"))
-    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 2 is no answer of this kit"):
+    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 2 is (damaged|no answer as this version)"):
         log.read()
 
 
@@ -108,6 +109,19 @@ def test_nothing_is_asked_twice(stub: Any, mine: str, tmp_path: Path) -> None:
     assert len(model.asked) == 16 + 5
     assert evaluate(model, task, out=tmp_path, identity="m") == first  # the first model's answers are still there
     assert len(model.asked) == 21 + 1
+
+
+def test_weights_that_changed_are_never_served_old_answers(toy: Any, mine: str, tmp_path: Path) -> None:
+    """Nobody has to say which model it is."""
+    task = load_task("mine", data=mine).model_copy(update={"max_new_tokens": 2})
+    model = toy("mlp")
+    first = evaluate(model, task, out=tmp_path).conditions.model
+    assert evaluate(model, task, out=tmp_path).conditions.model == first
+    written = count_lines(tmp_path / "mine/answers.jsonl")
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    assert evaluate(model, task, out=tmp_path).conditions.model != first
+    assert count_lines(tmp_path / "mine/answers.jsonl") == written + 5
 
 
 def test_a_changed_image_is_looked_at_again(stub: Any, mine: str, tmp_path: Path) -> None:

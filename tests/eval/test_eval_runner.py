@@ -35,7 +35,7 @@ def test_every_row_is_written_scored_and_counted(stub: Any, mine: str, tmp_path:
     assert counts.faulty == 1
     written = lines(tmp_path / "mine" / "samples.jsonl")
     assert [line["verdict"] for line in written] == ["right", "wrong", "wrong", "right", "error", "faulty"]
-    assert [line["id"] for line in written] == ["one", "two", "three", "four", "five", "#5"]
+    assert [line["id"] for line in written] == ["one", "two", "three", "four", "five", "six"]
     assert written[2]["answer"] == "16 pix"
     assert written[2]["truncated"] is True
     assert written[0]["references"] == ["navy", "blue"]
@@ -95,13 +95,22 @@ def test_a_faulty_annotation_is_counted_and_not_scored(stub: Any, tmp_path: Path
     result = evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)
     assert (result.score, result.counts.n, result.counts.faulty, result.counts.errors) == (1.0, 1, 3, 0)
     faults = [row.question.fault for row in result.rows]
-    assert "sample 1 (1) has no answer to compare with" in faults[0]
+    assert "data.json, row 1 (line 1): there is no answer to compare with" in faults[0]
     assert "row 2 (line 1): the answer is empty" in faults[1]
     assert faults[2] is None
     assert "row 4 (line 1): id 3 stands twice, first in row 3" in faults[3]
     data.write_text(json.dumps(rows[:2]))
-    with pytest.raises(ConfigError, match="none of 2 samples can be used; the first: sample 1"):
+    with pytest.raises(ConfigError, match=r"none of 2 samples can be used; the first: .*data.json, row 1"):
         evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)
+
+
+def test_what_no_answer_could_meet_is_faulty_by_file_and_line(stub: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"id": 1, "question": "Dog?", "answer": "yes"}\n\n{"id": 2, "question": "Cat?", "answer": "hm"}\n')
+    task = load_task("mine", data=str(data)).model_copy(update={"metric": "pope"})
+    result = evaluate(stub(lambda sample: "yes"), task, out=tmp_path)
+    assert (result.score, result.counts.n, result.counts.faulty) == (1.0, 1, 1)
+    assert result.rows[1].error == f"{data}, row 2 (line 3): the answer `hm` is neither yes nor no"
 
 
 def test_half_a_surrogate_pair_stops_nothing(stub: Any, tmp_path: Path) -> None:
@@ -141,6 +150,8 @@ def test_a_limit_draws_the_same_questions_and_smaller_ones_nest(stub: Any, tmp_p
         return {sample.id for sample in model.asked}
 
     assert asked(5) < asked(20)
+    with pytest.raises(ConfigError, match="limit: `0`; allowed: 1 or more"):
+        asked(0)
     assert asked(5) != {str(n) for n in range(5)}  # the first ones are often of one kind
 
 

@@ -112,6 +112,7 @@ RIGHT = {
     "entity_f1": "B-Q I-Q O B-A",
     "relaxed_accuracy": "12.5",
     "ocrbench_v2_counting": "12",
+    "ocrbench_v2_choice": "B",
 }
 
 

@@ -198,6 +198,9 @@ def test_ocrbench_v2_options() -> None:
     assert m.ocrbench_v2_vqa("one two three four five", ["one two three four fivX"]) == pytest.approx(1 - 1 / 23)
     assert m.ocrbench_v2_counting("10 or 11", ["11"]) == pytest.approx(1 - 1 / 11)
     assert m.ocrbench_v2_counting("10 or 11", ["11"], exact=True) == 1
+    assert [m.ocrbench_v2_choice(text, ["B"]) for text in ("B", "(B).\n", "b", "B. red", "")] == [1, 1, 0, 0, 0]
+    assert pooled("ocrbench_v2_vqa_case", [Answered("RED", ["red"])]) == {"score": 0}
+    assert pooled("ocrbench_v2_counting_exact", [Answered("10 or 11", ["11"])]) == {"score": 1}
     assert m.ocrbench_v2_counting("0", ["0"]) == m.ocrbench_v2_counting("3", ["three"]) == 0
 
 
@@ -349,6 +352,32 @@ def test_tree_distance() -> None:
             one, other = Node("r", (one, other, one)), Node("r", (one, one))
         fast = tree_distance(one, other, alone=len, change=Levenshtein.distance)
         assert fast == slow_tree_distance((one,), (other,))
+
+
+FAULTS: dict[str, tuple[str, list[str]]] = {
+    "multiple_choice": ("B", ["E", "green pear", "b", ""]),
+    "mmmu": ("A", ["F"]),
+    "scienceqa": ("D", ["5"]),
+    "pope": ("Yes", ["maybe", "1"]),
+    "mme": ("no.", ["nope"]),
+    "rec": ("[0.5, -1e-09, 1.0000001, 1.0]", ["a dog", "[0.5, 0.1, 0.5, 0.2]", "[10, 20, 300, 400]", "[1, 2]"]),
+    "kie_f1": ('{"total": "9"}', ["9", "{'total': 9}"]),
+    "ocrbench_v2_counting": ("12", ["three", "0", "-1"]),
+    "anls": ("anything", []),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_references_that_no_answer_could_meet_are_told(name: str) -> None:
+    fine, wrong = FAULTS[name]
+    assert METRICS[name].fault([fine], OPTIONS) is None
+    for text in wrong:
+        assert f"`{text}`" in str(METRICS[name].fault([fine, text], OPTIONS))
+
+
+def test_a_letter_needs_choices() -> None:
+    assert METRICS["multiple_choice"].fault(["B"], []) == "there are no choices"
+    assert METRICS["mmmu"].fault(["3.5"], []) is None
 
 
 def test_the_list_of_metrics() -> None:

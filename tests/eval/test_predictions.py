@@ -41,6 +41,30 @@ def test_the_same_score_as_a_model_that_says_so(
     assert [row.verdict for row in found.rows] == ["right", "wrong", "right", "wrong", "right", "missing"]
 
 
+RECORDS = """
+name: own
+version: 1
+source: {name: records, files: $DATA, sample: {id: question_id, question: question, answers: answer}}
+metric: exact_match
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "records"])
+def test_an_answer_to_a_faulty_question_is_passed_over(tmp_path: Path, form: str) -> None:
+    """A results file answers all questions; one annotation that cannot be used must not cost the others' score."""
+    rows: list[Any] = [{"question_id": n, "question": "Why?", "answer": str(n)} for n in (0, 1, 2, 2)]
+    rows[1]["answer"] = None
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "own.yaml").write_text(RECORDS)
+    task = load_task("mine" if form == "json" else str(tmp_path / "own.yaml"), data=str(tmp_path / "data.json"))
+    path = answers(tmp_path, [{"question_id": n, "answer": str(n)} for n in range(3)])
+    found = score_predictions(task, path)
+    assert (found.score, found.counts.n, found.counts.faulty, found.counts.missing) == (1.0, 2, 2, 0)
+    assert [(row.question.id, row.verdict) for row in found.rows] == [
+        ("0", "right"), ("1", "faulty"), ("2", "right"), ("2", "faulty"),
+    ]  # fmt: skip
+
+
 def test_it_writes_what_an_evaluation_writes(task: Task, tmp_path: Path) -> None:
     path = answers(tmp_path, [{"question_id": 0, "answer": "0"}])
     result = score(path, "mine", data=task.source.options["path"], out=tmp_path / "out", metric="cer")

@@ -98,24 +98,26 @@ def test_nothing_of_others_becomes_a_tag_or_a_handler(page: Any, yes_no: None) -
     """Texts from everywhere: questions, answers, truths, choices, ids, categories, errors, faults, prompts, sources."""
     prompt = f"{EVIL}\nA. {EVIL}\nB. b\n{EVIL}"
     spot = says(EVIL, prompt=prompt, references=(EVIL, "B"), choices=(EVIL, "b"), id=EVIL, category=EVIL)
-    samples = [spot, says("", error=EVIL, category="b"), says(None, fault=EVIL), says("yes")]
+    samples = [spot, says("", error=EVIL, category="b"), says("yes"), says(None, fault=EVIL)]
     published = [
         Published(model=EVIL, score=50, source=EVIL, note=EVIL, figure="f1", split=split) for split in ("", EVIL)
     ]
     asked = task("yes_no", prompt=f"{{question}}\n{{options}}\n{EVIL}", split=f"val{EVIL}", published=tuple(published))
-    result = made(samples, asked, model=EVIL, settings={EVIL: EVIL}, subset="")
+    # Without the faulty sample: only then may a published score stand beside.
+    results = [made(some, asked, model=EVIL, settings={EVIL: EVIL}, subset="") for some in (samples, samples[:-1])]
 
     def pictures(row: Any) -> list[Seen]:
         raise ImageError(EVIL)
 
-    seen: Page = page(result, pictures=pictures)
-    assert [node.text for node in seen.all("script")] == [SCRIPT]
-    assert "img" not in seen.tags
-    assert {card.attributes["data-category"] for card in seen.all("article")} == {EVIL, "b", ""}
+    pages: list[Page] = [page(result, pictures=pictures) for result in results]
+    for seen in pages:
+        assert [node.text for node in seen.all("script")] == [SCRIPT]
+        assert "img" not in seen.tags
+        assert {card.attributes["data-category"] for card in seen.all("article")} == {EVIL, "b", ""}
+        assert all(link.startswith("#") for link in seen.links)
     places = ("p.asked", "dd.answer", "span.id", "ul.choices", "ol.panel", "div.view", "div.conditions", "div.chart")
     for place in (*places, "div.bars", "table.", "option."):
-        assert any(EVIL in node.text for node in seen.all(*place.split("."))), place
-    assert all(link.startswith("#") for link in seen.links)
+        assert any(EVIL in node.text for seen in pages for node in seen.all(*place.split("."))), place
 
 
 def test_a_browser_may_run_our_script_and_load_nothing(report: Any) -> None:

@@ -92,6 +92,7 @@ UNLIKE = {
     "split test, here val": score(split="test"),
     "prompt ocr, here default": score(prompt="ocr"),
     "figure cider, not measured here": score(figure="cider"),
+    "another scorer": score(differs="another scorer"),
 }
 
 
@@ -127,6 +128,8 @@ def test_no_score_stands_beside_a_part_of_the_questions_or_an_unfinished_run() -
         ["split test, here val", "here only 1 of 8 questions"],
     ]
     assert others(made([says("yes"), says(None)], asked))[0][1] == ["here 1 answers are missing"]
+    faulty = made([says("yes"), says(None, fault="bad")], asked)
+    assert others(faulty)[0][1] == ["here 1 questions are left out as faulty"]
     hidden = made([says("yes")], asked.model_copy(update={"hidden": True}))
     assert others(hidden)[0][1] == ["no score here"]
 

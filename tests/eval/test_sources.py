@@ -113,12 +113,13 @@ def test_data_sets_that_cannot_be_loaded(tmp_path: Path) -> None:
 def test_mme_names_file_and_line(tmp_path: Path) -> None:
     mme(tmp_path)
     path = tmp_path / "color/0001.txt"
-    path.write_text("Is it?\tYes\nIs it not? No\nIs it?\tMaybe\n")
+    path.write_bytes(b"Is it?\tYes\nIs it not? No\nIs it?\tMaybe\nCaf\xe9?\tYes\n")
     (tmp_path / "color/0001.png").unlink()
     found = faults(source := Mme(folder=str(tmp_path)))
     assert found == {
         5: f"{path}, row 6 (line 2): a line is a question, a tab, and Yes or No, not `Is it not? No`",
         6: f"{path}, row 7 (line 3): a line is a question, a tab, and Yes or No, not `Is it?\tMaybe`",
+        7: f"{path}, row 8 (line 4): is no UTF-8: invalid continuation byte",
     }
     assert source.missing_images() == [str(tmp_path / "color/0001.jpg")]
     (tmp_path / "empty").mkdir()

@@ -76,6 +76,18 @@ def test_an_image_is_opened_and_encoded_once(toy: Callable[..., Any], monkeypatc
     assert sorted(opened) == sorted(paths)
 
 
+def test_images_of_a_table_are_encoded_once_too(toy: Callable[..., Any], monkeypatch: Any, tmp_path: Any) -> None:
+    """A Parquet file has the picture in each of its questions' rows: other objects of the same content."""
+    model = toy("mlp")
+    samples = []
+    for number in range(3):
+        picture(number).save(path := tmp_path / f"{number}.png")
+        samples += [ask(QUESTIONS[k], [path.read_bytes()], id=f"{number}-{k}") for k in range(4)]
+    calls = counting(model, monkeypatch)
+    assert len(list(model.answer(samples, max_new_tokens=2, batch_size=3))) == 12
+    assert sum(calls) == 3
+
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 262}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
 LLMS: dict[str, dict[str, Any]] = {
@@ -216,3 +228,6 @@ def test_identity(toy: Callable[..., Any], tmp_path: Any) -> None:
     other.tokenizer.chat_template += " "
     assert identity(other) != known
     assert identity(toy("mlp").to(torch.bfloat16)) != known
+    longer = toy("mlp")
+    longer.processor.chat.stop_ids = [*longer.processor.chat.stop_ids, 65]
+    assert identity(longer) != known

@@ -163,6 +163,24 @@ def test_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_data_of_tasks_is_found_wrong_before_anything_is_trained(tmp_path: Path) -> None:
+    """It goes by the task's name alone, whatever prompt is asked for."""
+    rows, own = tmp_path / "rows.json", tmp_path / "own.yaml"
+    rows.write_text(json.dumps([{"question": "Why?", "answer": "so"}]))
+    own.write_text("name: own\nversion: 1\nsource: {name: json, path: $DATA}\nmetric: cer\nprompts: {p: '{question}'}")
+    tasks = ["handwriting", f"{own}:p"]
+
+    def said(data: dict[str, str]) -> list[str]:
+        return [str(problem) for problem in running.task_problems(tasks, data)]
+
+    assert said({"own": str(rows)}) == []
+    assert "add --data PATH" in said({})[0]
+    (stranger,) = said({"own": str(rows), "handwritten": "x"})
+    assert "data.handwritten" in stranger
+    assert "did you mean `handwriting`" in stranger
+    assert "reads no files" in said({"own": str(rows), "handwriting": "x"})[0]
+
+
 def test_an_unfinished_grid_says_what_is_not_done(tmp_path: Path) -> None:
     result = collect(study(grid(tmp_path / "trap"), tmp_path / "out"))
     assert [run.error for run in result.failed] == ["not done", "not done"]
