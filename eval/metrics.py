@@ -44,7 +44,7 @@ from .short_answers import (
     ocrbench_v2_vqa,
     relaxed_accuracy,
 )
-from .vqa import evalai_normalise, textvqa_accuracy, vizwiz_accuracy, vqa_accuracy, vqa_normalise
+from .vqa import evalai_normalise, people_fault, textvqa_accuracy, vizwiz_accuracy, vqa_accuracy, vqa_normalise
 from .yes_no import mme_parse, mme_score, mme_scores, pope, pope_parse, pope_scores, yes_no_fault
 
 __all__ = [
@@ -102,10 +102,18 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric(each(exact_match), "equal but for case and outer spaces (OCR-VQA)"),
     "loose_match": Metric(each(loose_match), "equal but for case, spaces and one final period"),
     "contains": Metric(each(ocrbench), "a reference stands in the answer"),
-    "vqa_accuracy": Metric(each(vqa_accuracy), "agreement with the other nine people (VQAv2, OK-VQA)"),
-    "vqa_accuracy_2021": Metric(each(vqa_accuracy, strict_official=True), "as the official VQAv2 script since 2021"),
-    "textvqa_accuracy": Metric(each(textvqa_accuracy), "VQA accuracy after EvalAI's processor (TextVQA)"),
-    "vizwiz_accuracy": Metric(each(vizwiz_accuracy), "VQA accuracy as the VizWiz challenge's script"),
+    "vqa_accuracy": Metric(
+        each(vqa_accuracy), "agreement with the other nine people (VQAv2, OK-VQA)", fault=people_fault
+    ),
+    "vqa_accuracy_2021": Metric(
+        each(vqa_accuracy, strict_official=True), "as the official VQAv2 script since 2021", fault=people_fault
+    ),
+    "textvqa_accuracy": Metric(
+        each(textvqa_accuracy), "VQA accuracy after EvalAI's processor (TextVQA)", fault=people_fault
+    ),
+    "vizwiz_accuracy": Metric(
+        each(vizwiz_accuracy), "VQA accuracy as the VizWiz challenge's script", fault=people_fault
+    ),
     "gqa": Metric(each(gqa), "equal but for case and final periods (GQA)"),
     "relaxed_accuracy": Metric(each(relaxed_accuracy, strip=True), "numbers within 5 %, text equal (ChartQA)"),
     "anls": Metric(each(anls), "edit similarity, 0 below 0.5 (DocVQA, InfographicVQA, ST-VQA)"),

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from vlm.errors import ConfigError, Problem
 
 from .answers import Reply
-from .fitting import refuse_misfit
-from .questions import Question, read_questions
+from .questions import Question, read_questions, refuse_all_faulty
 from .results import TaskResult, score_rows, summarise
 from .task import Task
 
@@ -30,11 +29,10 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
 
     Raises:
         ConfigError: the file is empty or of another form, answers a question twice, or one that the task does not ask
-            (the first twenty places are named); the metric can make nothing of the task's references.
+            (the first twenty places are named); no sample of the task can be used.
     """
     questions = read_questions(task, task.open(), model=str(path), settings={})
-    if not task.hidden:
-        refuse_misfit(task.metric, task.label, questions)
+    refuse_all_faulty(task, questions)
     answers = _read(path)
     known = {one.id: one for one in questions if one.fault is None}
     faulty = {one.id for one in questions} - known.keys()

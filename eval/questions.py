@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.data import DataError, Source
+from vlm.errors import ConfigError
 from vlm.images import ImageLike
 from vlm.sample import Sample
 
@@ -113,6 +114,17 @@ def _check(task: Task, sample: Sample) -> None:
 
 def _faulty(index: int, id: str, fault: str) -> Question:
     return Question(index, id or f"#{index}", key="", prompt="", image="", fault=fault)
+
+
+def refuse_all_faulty(task: Task, questions: Sequence[Question]) -> None:
+    """
+    Raises:
+        ConfigError: no question can be used: the files are not what the task reads, or the metric is of another kind.
+    """
+    faults = [one.fault for one in questions if one.fault is not None]
+    if len(faults) == len(questions):
+        what = f"task `{task.label}`, metric `{task.metric}`"
+        raise ConfigError(f"{what}: none of {len(faults)} samples can be used; the first: {faults[0]}")
 
 
 def _file(sample: Sample) -> str:

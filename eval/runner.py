@@ -15,8 +15,7 @@ from vlm.model import VLM
 from vlm.sample import Sample
 
 from .answers import AnswerLog, Reply, write
-from .fitting import refuse_misfit
-from .questions import Question, read_questions
+from .questions import Question, read_questions, refuse_all_faulty
 from .results import TaskResult, save_rows, score_rows, summarise
 from .submissions import check_ids, save_submission
 from .task import Task
@@ -76,8 +75,8 @@ def evaluate(
         world: the processes that share the work; this one alone if absent.
 
     Raises:
-        ConfigError: the data cannot be opened, no sample of it can be used, the metric can make nothing of its
-            references, the log of answers is damaged, or `limit` is below 1.
+        ConfigError: the data cannot be opened, no sample of it can be used (by this metric), the log of answers is
+            damaged, or `limit` is below 1.
         RuntimeError: the model did not give one answer to each sample.
     """
     world, source = world or World(), task.open()
@@ -96,9 +95,7 @@ def evaluate(
             seen=lambda: bar.advance(reading),
         )
         bar.update(reading, visible=False)
-        _refuse_all_faulty(task, questions)
-        if not task.hidden:
-            refuse_misfit(task.metric, task.label, questions)
+        refuse_all_faulty(task, questions)
         submits = _submits(task, questions) and len(indices) == len(source)  # servers refuse a part
         known = log.read()
         todo = [one for one in questions if one.fault is None and _unanswered(known.get(one.key))]
@@ -123,12 +120,6 @@ def identity_of(model: Answerer) -> str:
     """A digest of what a `VLM` is (see `vlm.identity`); of anything else, which the kit cannot look into, only the
     name of its class: give an identity of your own where there are several."""
     return identity_of_vlm(model) if isinstance(model, VLM) else type(model).__name__
-
-
-def _refuse_all_faulty(task: Task, questions: Sequence[Question]) -> None:
-    faults = [one.fault for one in questions if one.fault is not None]
-    if len(faults) == len(questions):
-        raise ConfigError(f"task `{task.label}`: none of {len(faults)} samples can be used; the first: {faults[0]}")
 
 
 def _submits(task: Task, questions: Sequence[Question]) -> bool:

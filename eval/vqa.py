@@ -47,6 +47,12 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
 
 
+def people_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no answer could be right: one is left out in turn, so that a single one has none to agree with."""
+    few = "there is one answer, and VQA accuracy compares with those of several people"
+    return few if len(references) == 1 else None
+
+
 def vqa_accuracy(prediction: str, references: Sequence[str], *, strict_official: bool = False) -> float:
     """VQAv2 accuracy: the mean over the references of min(1, matches among the *other* references / 3).
 

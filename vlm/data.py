@@ -105,7 +105,7 @@ class JsonSource(Source):
 
     `{"image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}` (LLaVA; `messages` with `role`
     and `content` too), `{"image", "question", "answer" or "answers"}`, or `{"image", "caption"}`. `image` may be absent
-    or a list `images`; `id`, `category` and `targets` are kept.
+    or a list `images`; `id`, `category`, `targets` and `choices` (whose letters are then the answers) are kept.
 
     A `.jsonl` file is indexed by offset and read row by row, so that its size costs no memory.
 
@@ -222,7 +222,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-_KEYS = {"id", "question_id", "category", "targets", "image", "images", "answers", "answer"}
+_KEYS = {"id", "question_id", "category", "targets", "image", "images", "answers", "answer", "choices"}
 _IDS = ("id", "question_id")
 _FORMS = ("conversations", "messages", "question", "caption")
 
@@ -248,6 +248,7 @@ def _sample(row: Any, folder: Path, place: str) -> Sample:
         answers=_answers(row) or [turn.text for turn in turns[-1:] if turn.role == "assistant"],
         category=str(row.get("category", "")),
         targets=_targets(row.get("targets", {})),
+        choices=_choices(row.get("choices", [])),
     )
 
 
@@ -273,6 +274,12 @@ def _answers(row: dict[str, Any]) -> list[str]:
     if not isinstance(answers, list):
         raise TypeError(f"`answers` is a list, not {answers!r}")
     return [_text(answer, "answer") for answer in answers]
+
+
+def _choices(choices: Any) -> list[str]:
+    if not isinstance(choices, list) or len(choices) == 1:
+        raise TypeError(f"`choices` is a list of two texts or more, not {choices!r}")
+    return [_text(choice, "a choice") for choice in choices]
 
 
 def _targets(targets: Any) -> dict[str, list[int]]:

@@ -204,6 +204,20 @@ def test_missing_images_are_said_before_the_model_is_asked(stub: Any, mine: str,
     assert "mine: 1 image files are missing, the first is" in capsys.readouterr().err
 
 
+def test_rows_of_ones_own_with_choices(stub: Any, tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "Which?", "choices": ["red", "blue"], "answer": "AB"[n]} for n in range(2)]
+    (tmp_path / "data.json").write_text(json.dumps([*rows, {"id": 2, "question": "Why?", "answer": "so"}]))
+    arguments: Any = {"data": str(tmp_path / "data.json"), "out": tmp_path / "out", "metric": "multiple_choice"}
+    model = stub(lambda sample: "B.")
+    (result,) = run(model, ["mine:choices"], **arguments)
+    end = "\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
+    assert model.asked[0].turns[-1].text == f"Which?{end}"
+    assert (result.score, result.counts.n, result.counts.faulty) == (0.5, 2, 1)  # the last row has no choices
+    (bare,) = run(stub(lambda sample: "so"), ["mine"], **{**arguments, "metric": "exact_match"})
+    assert (bare.score, bare.counts.n, bare.counts.faulty) == (1.0, 1, 2)
+    assert "the prompt has no {options}, but the sample has 2 choices" in bare.rows[0].error
+
+
 def test_data_by_task() -> None:
     assert paths([]) is None
     assert paths(["x.json"]) == "x.json"
