@@ -1,4 +1,4 @@
-"""A metric that can make nothing of a task's references is refused: its score would look like one."""
+"""References that a metric can make nothing of: such rows are left out, and a metric that fits none is refused."""
 
 import json
 from pathlib import Path
@@ -29,19 +29,25 @@ CASES = {
 }
 
 
+CHOICES = {"multiple_choice", "circular_choice", "scienceqa"}
+
+
 def scored(stub: Any, folder: Path, metric: str, references: list[list[str]]) -> Any:
-    rows = [{"id": f"q{n}", "question": "What?", "answers": answers} for n, answers in enumerate(references)]
+    more = {"choices": ["red", "blue"]} if metric in CHOICES else {}
+    rows = [{"id": f"q{n}", "question": "What?", "answers": answers, **more} for n, answers in enumerate(references)]
     (folder / "data.json").write_text(json.dumps(rows))
-    task = load_task("mine", data=str(folder / "data.json")).model_copy(update={"metric": metric})
-    return evaluate(stub(lambda sample: FREE), task, out=folder / "out")
+    task = load_task("mine:choices" if more else "mine", data=str(folder / "data.json"))
+    return evaluate(stub(lambda sample: FREE), task.model_copy(update={"metric": metric}), out=folder / "out")
 
 
 @pytest.mark.parametrize(("metric", "right"), CASES.items())
 def test_references_of_another_kind(stub: Any, tmp_path: Path, metric: str, right: list[str]) -> None:
-    with pytest.raises(ConfigError, match=rf"metric `{metric}` needs .*; no reference of task `mine` .*: q0 has `red`"):
+    refused = rf"metric `{metric}`: none of 2 samples can be used; the first: .*data\.json, row 1 \(line 1\)"
+    with pytest.raises(ConfigError, match=refused):
         scored(stub, tmp_path, metric, [[FREE], [FREE]])
     assert not (tmp_path / "out").exists()  # before anything is asked
-    assert scored(stub, tmp_path, metric, [[FREE], right]).counts.n == 2
+    counts = scored(stub, tmp_path, metric, [[FREE], right]).counts
+    assert (counts.n, counts.faulty) == (1, 1)
 
 
 def test_other_metrics_take_any_text(stub: Any, tmp_path: Path) -> None:
