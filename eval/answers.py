@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlm.errors import ConfigError
+from vlm.locking import lock
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,20 @@ class AnswerLog:
         return found
 
     def open(self) -> IO[str]:
-        """The file of this process, to append to; half a line that a killed process left is cut off."""
+        """The file of this process, to append to; half a line that a killed process left is cut off.
+
+        Raises:
+            ConfigError: another process is writing it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            with self.path.open("rb+") as file:
-                file.truncate(_complete(file))
         # Half a surrogate pair, which JSON can name and UTF-8 cannot, is written the way JSON names it.
-        return self.path.open("a", encoding="utf8", errors="backslashreplace", newline="\n")
+        file = self.path.open("a", encoding="utf8", errors="backslashreplace", newline="\n")
+        if not lock(file):
+            file.close()
+            raise ConfigError(f"another evaluation is writing {self.path}; wait for it, or give another folder")
+        with self.path.open("rb+") as content:
+            content.truncate(_complete(content))
+        return file
 
 
 def write(file: IO[str], reply: Reply) -> None:

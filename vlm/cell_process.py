@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vlm.locking import lock
+
 TASK, USAGE, FAILED, TALLIES, LOG = "cell.json", "usage.json", "failed.json", "tallies.json", "log.txt"
 BEAT = 1.0
 """Seconds between two looks at the clock, the memory and the parent."""
@@ -123,7 +125,7 @@ def main(folder: Path, parent: int) -> int:
     """Train and evaluate what `cell.json` asks for; the exit status."""
     first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     try:
-        lock = _alone(folder) if first else None
+        alone = _alone(folder) if first else None
     except RuntimeError as error:
         write_json(folder / FAILED, {"error": str(error), "traceback": ""})
         return 1
@@ -139,7 +141,7 @@ def main(folder: Path, parent: int) -> int:
         meter.finish({})
         return 1
     meter.finish(task["asked"])
-    del lock
+    del alone
     return 0
 
 
@@ -164,17 +166,11 @@ def _alone(folder: Path) -> Any:
     Raises:
         RuntimeError: another process keeps it; one whose parent has gone ends within a second.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
     file = (folder / "lock").open("w")
     for _ in range(PATIENCE):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock(file):
             return file
-        except OSError:
-            time.sleep(BEAT)
+        time.sleep(BEAT)
     raise RuntimeError(f"another process is at work in {folder}")
 
 

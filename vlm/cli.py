@@ -113,6 +113,8 @@ def eval_(
         if share.is_first:
             _console().print(import_module("vlm.eval.tables").table(results))
             _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    if any(result.counts.errors == result.counts.n for result in results):
+        raise typer.Exit(1)  # not one answer: something else than the model is wrong
 
 
 @app.command()

@@ -67,6 +67,15 @@ def test_only_half_a_line(tmp_path: Path) -> None:
     assert written(tmp_path, reply("b")).read().keys() == {"b"}
 
 
+def test_one_writes_at_a_time(tmp_path: Path) -> None:
+    with AnswerLog(tmp_path).open() as file:
+        write(file, reply("a"))
+        with pytest.raises(ConfigError, match=r"another evaluation is writing .*answers\.jsonl"):
+            AnswerLog(tmp_path).open()
+        AnswerLog(tmp_path, rank=1).open().close()  # each process of one evaluation has its own
+    assert written(tmp_path, reply("b")).read().keys() == {"a", "b"}
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"key": "a"}', "\x00\x00"])
 def test_damage_is_named(tmp_path: Path, line: str) -> None:
     log = written(tmp_path, reply("a"))

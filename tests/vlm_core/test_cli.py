@@ -157,6 +157,10 @@ def test_train_eval_and_ask_from_the_command_line(run: Callable[..., Any], tmp_p
     assert scored.exit_code == 0, scored.stderr
     assert (out / "eval/report.html").exists()
     assert (out / "eval/results.json").exists()
+    (tmp_path / "one.png").rename(tmp_path / "two.png")
+    lost = run("eval", out, "mine", "--data", tmp_path / "mine.jsonl", "--out", tmp_path / "lost")
+    assert (lost.exit_code, "1 image files are missing" in lost.stderr) == (1, True)  # not one answer came
+    (tmp_path / "two.png").rename(tmp_path / "one.png")
     assert run("ask", out, tmp_path / "one.png", "-q", "What?", "--max-new-tokens", 2).exit_code == 0
     other = run("train", file, "--out", out)
     assert other.exit_code == 2
