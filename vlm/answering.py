@@ -93,8 +93,7 @@ class _Window:
     def _prepare(self, sample: Sample) -> Example | Answer:
         try:
             example = self.model.processor.encode(sample.question(), self._look)
-            if self._room(example) < 1:
-                raise SampleError(f"sample {sample.id}: the question fills the LLM's context, no room for an answer")
+            room(self.model, example)
             return example
         except (ImageError, SampleError, DataError) as error:
             return Answer(sample.id, "", error=str(error))
@@ -114,19 +113,15 @@ class _Window:
             raise found
         return found
 
-    def _room(self, example: Example) -> int:
-        """Tokens that the LLM's context leaves for the answer."""
-        return self.model.processor.max_length - len(example.input_ids)
-
     def _batches(self, examples: dict[int, Example]) -> Iterator[list[int]]:
         """Numbers of the samples of each batch, the longest first. A sample near the end of the context stands with
         its like alone: how long its answer may be must not depend on its neighbours.
         """
         groups: dict[int, list[int]] = {}
         for number, example in sorted(examples.items(), key=lambda item: len(item[1].input_ids), reverse=True):
-            groups.setdefault(min(self._room(example), self.max_new_tokens), []).append(number)
-        for room in sorted(groups):
-            numbers = iter(groups[room])
+            groups.setdefault(min(room(self.model, example), self.max_new_tokens), []).append(number)
+        for length in sorted(groups):
+            numbers = iter(groups[length])
             while batch := list(islice(numbers, self.batch_size)):
                 yield batch
 
@@ -142,7 +137,7 @@ class _Window:
     def _generate(self, examples: Sequence[Example]) -> list[Answer]:
         model = self.model
         batch = model.processor.collate(examples, side="left", pixels=False).to(model.device)
-        limit = min(self.max_new_tokens, *map(self._room, examples))
+        limit = min(self.max_new_tokens, *(room(model, example) for example in examples))
         rows = model.generate(
             batch, max_new_tokens=limit, vision=self._vision(examples), groups=_groups(examples)
         ).tolist()
@@ -188,6 +183,18 @@ def _encode(model: "VLM", images: Sequence[_Seen]) -> list[Tensor]:
     with torch.no_grad(), model.evaluating():
         vision = model.visual(groups, [seen.look.plan for seen in images])
     return list(vision.tokens.split(list(vision.counts)))
+
+
+def room(model: "VLM", example: Example) -> int:
+    """Tokens that the LLM's context leaves for the answer.
+
+    Raises:
+        SampleError: none.
+    """
+    left = model.processor.max_length - len(example.input_ids)
+    if left < 1:
+        raise SampleError(f"sample {example.id}: the question fills the LLM's context, no room for an answer")
+    return left
 
 
 def read(model: "VLM", name: str, row: list[int]) -> Answer:

@@ -112,11 +112,9 @@ class JsonSource(Source):
     Args:
         path: the file.
         images: the folder that image paths start from; the file's own folder if absent.
-        strict: for evaluation: a row whose id stood before, or that has no answer but empty ones, is no sample. Opening
-            then reads the whole file.
     """
 
-    def __init__(self, *, path: str, images: str | None = None, strict: bool = False) -> None:
+    def __init__(self, *, path: str, images: str | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise ConfigError(Problem("path", f"`{path}` is not a file; allowed: a .json or .jsonl file"))
@@ -131,8 +129,6 @@ class JsonSource(Source):
             self._offsets, self._lines = _line_offsets(self.path)
         if not len(self):
             raise ConfigError(Problem("path", f"`{path}` holds no sample"))
-        self._repeated = self._find_repeated() if strict else {}
-        self._strict = strict
 
     def __len__(self) -> int:
         return len(self._offsets) if self._rows is None else len(self._rows)
@@ -143,12 +139,7 @@ class JsonSource(Source):
             DataError: the row is no sample; names the file, the row and what is wrong.
         """
         try:
-            if index in self._repeated:
-                raise ValueError(self._repeated[index])
-            sample = _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
-            if self._strict and not any(answer.strip() for answer in sample.answers):
-                raise ValueError("the answer is empty" if sample.answers else "there is no answer to compare with")
-            return sample
+            return _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
         except (KeyError, TypeError, ValueError) as error:
             raise self.error(index, _reason(error), self._id(index)) from error
 
@@ -163,19 +154,6 @@ class JsonSource(Source):
             except (AttributeError, TypeError, ValueError):
                 continue  # no sample, which whoever reads it is told
         return absent(paths)
-
-    def _find_repeated(self) -> dict[int, str]:
-        """Row -> what is wrong, of rows whose id stood before."""
-        first: dict[str, int] = {}
-        repeated = {}
-        for index in range(len(self)):
-            try:
-                name = _id(self._row(index))
-            except ValueError:
-                continue
-            if name and first.setdefault(name, index) != index:
-                repeated[index] = f"id {name} stands twice, first in row {first[name] + 1}"
-        return repeated
 
     def _id(self, index: int) -> str:
         """The id of a row that is no sample; empty where it has none."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm import llm as llms
-from vlm.answering import Answer, in_order, read, replies
+from vlm.answering import Answer, in_order, read, replies, room
 from vlm.attention import Implementation, set_attention
 from vlm.chat import ChatFormat
 from vlm.connector import Chain
@@ -204,11 +204,10 @@ class VLM(nn.Module):
             ImageError, SampleError: an image cannot be opened, or the question does not fit.
         """
         images = images if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
-        sample = ask(question, images)
-        batch = self.processor([sample], side="left").to(self.device)
-        room = self.processor.max_length - batch.input_ids.shape[1]  # in the LLM's context
-        rows = self.generate(batch, max_new_tokens=min(max_new_tokens, room)).tolist()
-        return read(self, sample.id, rows[0]).text
+        example = self.processor.encode(ask(question, images))
+        limit = min(max_new_tokens, room(self, example))
+        batch = self.processor.collate([example], side="left").to(self.device)
+        return read(self, example.id, self.generate(batch, max_new_tokens=limit).tolist()[0]).text
 
     def answer(self, samples: Iterable[Sample], *, max_new_tokens: int = 64, batch_size: int = 16) -> Iterator[Answer]:
         """Answers to the samples' questions, one a sample and in order, made `batch_size` at a time.

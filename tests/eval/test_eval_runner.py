@@ -96,9 +96,9 @@ def test_a_faulty_annotation_is_counted_and_not_scored(stub: Any, tmp_path: Path
     assert (result.score, result.counts.n, result.counts.faulty, result.counts.errors) == (1.0, 1, 3, 0)
     faults = [row.question.fault for row in result.rows]
     assert "data.json, row 1 (line 1): there is no answer to compare with" in faults[0]
-    assert "row 2 (line 1): the answer is empty" in faults[1]
+    assert "row 2 (line 1): there is no answer to compare with" in faults[1]
     assert faults[2] is None
-    assert "row 4 (line 1): id 3 stands twice, first in row 3" in faults[3]
+    assert "row 4 (line 1): id `3` stands twice, first as sample 3" in faults[3]
     data.write_text(json.dumps(rows[:2]))
     with pytest.raises(ConfigError, match=r"none of 2 samples can be used; the first: .*data.json, row 1"):
         evaluate(stub(lambda sample: "so"), load_task("mine", data=str(data)), out=tmp_path)

@@ -10,7 +10,9 @@ import pytest
 from vlm.data import DataError, JsonSource, Source
 from vlm.errors import ConfigError
 from vlm.eval.fields import Fields
+from vlm.eval.questions import read_questions
 from vlm.eval.records import Join, Records
+from vlm.eval.task import load_task
 
 FIELDS = {"id": "id", "question": "q", "answers": "a"}
 
@@ -267,17 +269,24 @@ def test_mine_names_what_is_wrong(tmp_path: Path) -> None:
     ]
     path.write_text("\n" + "\n".join(map(json.dumps, ones)))
     (tmp_path / "b.png").write_text("x")
-    source = JsonSource(path=str(path), strict=True)
-    assert faults(source) == {
-        1: f"{path}, row 2 (line 3): id 1 stands twice, first in row 1",
-        2: f"{path}, row 3 (line 4): the answer is empty",
+    assert faults_as_asked(path) == {
+        1: f"{path}, row 2 (line 3): id `1` stands twice, first as sample 1",
+        2: f"{path}, row 3 (line 4): there is no answer to compare with",
         3: f"{path}, row 4 (line 5): answer is nan, which is no text",
     }
+    source = JsonSource(path=str(path))
     assert source.missing_images() == [str(tmp_path / "a.png")]
+    assert list(faults(source)) == [3]
     (tmp_path / "mine.json").write_text(json.dumps(ones, indent=2))
-    listed = faults(JsonSource(path=str(tmp_path / "mine.json"), strict=True))
-    assert listed[1].startswith(f"{tmp_path / 'mine.json'}, row 2 (line 8): id 1 stands twice")
-    assert list(faults(JsonSource(path=str(path)))) == [3]
+    listed = faults_as_asked(tmp_path / "mine.json")
+    assert listed[1].startswith(f"{tmp_path / 'mine.json'}, row 2 (line 8): id `1` stands twice")
+
+
+def faults_as_asked(path: Path) -> dict[int, str]:
+    """What is wrong with the rows of one's own, as an evaluation finds it."""
+    task = load_task("mine", data=str(path))
+    questions = read_questions(task, task.open(), model="", settings={})
+    return {one.index: one.fault for one in questions if one.fault is not None}
 
 
 def test_a_join_by_a_key_that_no_row_has(tmp_path: Path) -> None:

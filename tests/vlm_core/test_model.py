@@ -281,6 +281,8 @@ def test_answer_ends_where_the_context_does() -> None:
     assert (answer.tokens, answer.truncated) == (50 - used, True)
     full = next(iter(model.answer([ask("x" * (20 + 50 - used), [picture(1)], id="b")])))
     assert "no room for an answer" in str(full.error)
+    with pytest.raises(SampleError, match="no room for an answer"):
+        model.ask(picture(1), "x" * (20 + 50 - used))
 
 
 def test_saving_over_an_older_model_keeps_it_until_the_new_one_is_complete(
