@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vlm.planning import Plan, plan
+from vlm.planning.plan import Plan, plan
 from vlm.recipe import EncoderSpec, StageSpec, read_recipe, shipped_recipes
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm import registry
-from vlm.eval.drawing import LEVELS
+from vlm.eval.rendered.canvas import LEVELS
 
 OUT = Path(__file__).parent.parent / "docs" / "rendered"
 GAP = 6

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vlm.eval.metrics import METRICS
-from vlm.eval.scoring import Answered
+from vlm.eval.metrics.scoring import Answered
 
 LIMIT = 60.0
 LIMIT_LONG = 3.0

@@ -15,11 +15,11 @@ from demo import machine
 from PIL import Image
 from rich.console import Console
 
-from vlm import comparing
-from vlm.eval.comparison_plots import plot_all
-from vlm.eval.comparison_tables import markdown
-from vlm.eval.comparison_words import remarks
-from vlm.grid import shipped_studies
+from vlm.compare import study as comparing
+from vlm.compare.grid import shipped_studies
+from vlm.eval.comparison.plots import plot_all
+from vlm.eval.comparison.tables import markdown
+from vlm.eval.comparison.words import remarks
 from vlm.recipe import read_yaml
 
 ROOT = Path(__file__).parent.parent

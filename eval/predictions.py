@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vlm.errors import ConfigError, Problem
 
-from .answers import Reply
+from .answer_log import Reply
 from .questions import Question, read_questions, refuse_all_faulty
 from .results import TaskResult, score_rows, summarise
 from .task import Task

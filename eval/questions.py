@@ -12,7 +12,7 @@ from vlm.errors import ConfigError
 from vlm.images import ImageLike
 from vlm.sample import Sample
 
-from .answers import key_of
+from .answer_log import key_of
 from .task import Task, references
 
 

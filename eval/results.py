@@ -9,10 +9,10 @@ from typing import Any
 
 from vlm import __version__
 
-from .answers import Reply
-from .intervals import Interval, intervals
+from .answer_log import Reply
+from .metrics.intervals import Interval, intervals
+from .metrics.scoring import Answered, Figure, Metric, Score, Verdict
 from .questions import Question
-from .scoring import Answered, Figure, Metric, Score, Verdict
 from .task import Published, Task
 
 
@@ -79,7 +79,7 @@ class Value:
 
     value: float
     interval: Interval | None
-    """95 % bootstrap interval over images; None where a bootstrap cannot tell (see `vlm.eval.intervals`)."""
+    """95 % bootstrap interval over images; None where a bootstrap cannot tell (see `vlm.eval.metrics.intervals`)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TaskResult:
     """How each figure is shown."""
     categories: dict[str, CategoryScore] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
-    """Other models' scores; which of them may stand beside this one says `vlm.eval.report_published`."""
+    """Other models' scores; which of them may stand beside this one says `vlm.eval.report.published`."""
     rows: Sequence[Row] = field(default=(), repr=False, compare=False)
     """One per sample, in the source's order; on disk they are in `samples.jsonl`."""
 

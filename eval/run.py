@@ -16,11 +16,11 @@ from vlm.model import VLM
 
 from .metrics import METRICS
 from .predictions import score_predictions
-from .report import write_report
-from .report_images import Pictures, Seen
+from .report.images import Pictures, Seen
+from .report.page import write_report
 from .results import Row, TaskResult, save_results, save_rows
-from .runner import Answerer, evaluate, identity_of
 from .task import Task, load_task
+from .task_runner import Answerer, evaluate, identity_of
 from .world import World
 
 
@@ -38,7 +38,7 @@ def run(
 ) -> list[TaskResult]:
     """Evaluate and write `results.json`, `report.html` and each task's answers to `out`; the results, a task each.
 
-    Run again, it goes on where it was stopped (see `vlm.eval.runner`).
+    Run again, it goes on where it was stopped (see `vlm.eval.task_runner`).
 
     Args:
         model: the folder of a saved model or run, or a model.

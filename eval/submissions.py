@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from vlm.errors import ConfigError
 
+from .metrics.vqa import evalai_normalise
 from .results import Row
-from .vqa import evalai_normalise
 
 
 class Given(NamedTuple):

@@ -17,7 +17,7 @@ from vlm.sample import IMAGE_MARK, Sample, Turn
 from vlm.schema import check_options, validate
 
 from .metrics import METRICS
-from .scoring import Metric
+from .metrics.scoring import Metric
 
 DATA = "$DATA"
 """Stands in a source's options for the path that `--data` gives."""

@@ -46,11 +46,14 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 def test_installed_packages_are_the_folders() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {f"vlm.{wing}": wing for wing in WINGS} | {"vlm": "vlm"}
-    assert set(settings["packages"]) == set(settings["package-dir"]) == set(folders)
-    assert settings["package-dir"] == folders
-    nested = [path for folder in ("vlm", *WINGS) for path in (ROOT / folder).rglob("*/__init__.py")]
-    assert [path for path in nested if path.parent.name not in ("vlm", *WINGS)] == [], "wings stay one level deep"
+    top = {f"vlm.{wing}": wing for wing in WINGS} | {"vlm": "vlm"}
+    assert settings["package-dir"] == top
+    folders = {path.parent.relative_to(ROOT).parts for path in FILES}
+    assert all(len(parts) <= 2 for parts in folders), "folders in a wing have none of their own"
+    names = [".".join(parts if parts[0] == "vlm" else ("vlm", *parts)) for parts in folders]
+    assert sorted(settings["packages"]) == sorted(names)
+    for parts in folders:
+        assert (ROOT.joinpath(*parts) / "__init__.py").exists(), f"{'/'.join(parts)} is no package"
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -57,10 +57,10 @@ def plan(
 ) -> None:
     """Parameters, visual tokens, FLOPs and memory, per part and stage; loads no weights."""
     with _errors():
-        planning = import_module("vlm.planning")
+        planning = import_module("vlm.planning.plan")
         sample = {"text": text, "per_sample": per_sample}
         planned = planning.plan(recipe, changes or [], images=images or [], **sample, devices=devices)
-        _show(planned.to_dict(), as_json, lambda: import_module("vlm.plan_tables").tables(planned))
+        _show(planned.to_dict(), as_json, lambda: import_module("vlm.planning.tables").tables(planned))
 
 
 @app.command()
@@ -111,7 +111,7 @@ def eval_(
         options = {"out": folder, "metric": metric, "limit": limit, "batch_size": batch_size, "device": device}
         results = evaluation.run(model, tasks, data=evaluation.paths(data or []), **options, world=share)
         if share.is_first:
-            _console().print(import_module("vlm.eval.tables").table(results))
+            _console().print(import_module("vlm.eval.terminal").table(results))
             _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if any(result.counts.errors == result.counts.n for result in results):
         raise typer.Exit(1)  # not one answer: something else than the model is wrong
@@ -130,7 +130,7 @@ def score(
     """Score answers of any program by a task's metric: an official results file, say."""
     with _errors():
         result = import_module("vlm.eval.run").score(answers, task, data=data, metric=metric, out=out)
-        _console().print(import_module("vlm.eval.tables").table([result]))
+        _console().print(import_module("vlm.eval.terminal").table([result]))
 
 
 @app.command()
@@ -144,16 +144,16 @@ def compare(
 ) -> None:
     """Train and evaluate a grid of recipes at an equal budget and compare them; the same command again goes on."""
     with _errors():
-        comparing, console = import_module("vlm.comparing"), _console()
+        studies, console = import_module("vlm.compare.study"), _console()
         if not console.is_terminal:
             console.width = 160  # a file has no edge
-        folder = out or Path("runs") / f"compare-{comparing.name_of(grid)}"
-        study = comparing.study(grid, folder.resolve())
+        folder = out or Path("runs") / f"compare-{studies.name_of(grid)}"
+        study = studies.study(grid, folder.resolve())
         if dry_run:
-            console.print(*import_module("vlm.comparing_show").dry_run(study), sep="\n")
+            console.print(*import_module("vlm.compare.show").dry_run(study), sep="\n")
             return
-        result = comparing.compare(study, folder.resolve(), at_once=jobs, console=console)
-        console.print(import_module("vlm.eval.comparison_tables").tables(result, console.width))
+        result = studies.compare(study, folder.resolve(), at_once=jobs, console=console)
+        console.print(import_module("vlm.eval.comparison.tables").tables(result, console.width))
         console.print(f"report: {folder / 'report.html'}", soft_wrap=True, markup=False)
     if result.failed:
         raise typer.Exit(1)

@@ -70,7 +70,7 @@ def _recipes() -> dict[str, str]:
 
 
 def _studies() -> dict[str, str]:
-    files = import_module("vlm.grid").shipped_studies()
+    files = import_module("vlm.compare.grid").shipped_studies()
     return {name: str(read_yaml(path).get("description", "")) for name, path in files.items()}
 
 

@@ -24,7 +24,7 @@ def run(source: Source, overrides: list[str], *, out: Path | None, console: "Con
     folder = train(recipe, out=out or Path("runs") / training.name_of(source), console=console)
     results = evaluate(folder, recipe.eval)
     if results:
-        console.print(import_module("vlm.eval.tables").table(results))
+        console.print(import_module("vlm.eval.terminal").table(results))
         console.print(f"Look at it: {folder / 'eval' / 'report.html'}", soft_wrap=True, markup=False)
     return folder
 

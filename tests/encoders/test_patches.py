@@ -7,7 +7,7 @@ from tests.conftest import picture, toy_recipe
 from vlm.encoders.patches import Patches
 from vlm.errors import ConfigError
 from vlm.parts import set_trainable
-from vlm.planning import plan
+from vlm.planning.plan import plan
 
 
 def by_pixel(image, height, width, order):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
-from vlm.eval.answers import Reply
+from vlm.eval.answer_log import Reply
+from vlm.eval.metrics.scoring import Answered, Figure, Metric, Score, Tally
 from vlm.eval.questions import Question
 from vlm.eval.results import TaskResult, score_rows, summarise
-from vlm.eval.scoring import Answered, Figure, Metric, Score, Tally
 from vlm.eval.task import Task
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from vlm.errors import ConfigError
-from vlm.eval.answers import AnswerLog, Reply, key_of, write
-from vlm.eval.runner import evaluate
+from vlm.eval.answer_log import AnswerLog, Reply, key_of, write
 from vlm.eval.task import load_task
+from vlm.eval.task_runner import evaluate
 from vlm.sample import Sample
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.eval.captions import cider, cider_each
-from vlm.eval.ptb import ptb_tokens
-from vlm.eval.scoring import Answered
+from vlm.eval.metrics.captions import cider, cider_each
+from vlm.eval.metrics.ptb import ptb_tokens
+from vlm.eval.metrics.scoring import Answered
 
 # Captions of our own with the tokens of pycocoevalcap's jar, each by itself.
 TOKENS = [json.loads(line) for line in (Path(__file__).parent / "ptb_tokens.jsonl").read_text("utf8").splitlines()]

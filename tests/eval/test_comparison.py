@@ -10,15 +10,15 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from vlm.eval.comparison import Comparison, Group, Run, compare, difference_of, score_of
-from vlm.eval.comparison_plots import plot_all
-from vlm.eval.comparison_report import write_report
-from vlm.eval.comparison_tables import markdown, tables
-from vlm.eval.placing import overlap, place
-from vlm.eval.runner import evaluate
-from vlm.eval.scoring import Figure
-from vlm.eval.tallies import Line, Tallies, common, read_tallies, save_tallies, tallies_of
+from vlm.eval.comparison.comparison import Comparison, Group, Run, compare, difference_of, score_of
+from vlm.eval.comparison.labels import overlap, place
+from vlm.eval.comparison.page import write_report
+from vlm.eval.comparison.plots import plot_all
+from vlm.eval.comparison.tables import markdown, tables
+from vlm.eval.comparison.tallies import Line, Tallies, common, read_tallies, save_tallies, tallies_of
+from vlm.eval.metrics.scoring import Figure
 from vlm.eval.task import load_task
+from vlm.eval.task_runner import evaluate
 
 IMAGES = 40
 PERCENT = Figure("score")

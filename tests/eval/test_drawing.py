@@ -8,8 +8,8 @@ import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image
 
-from vlm.eval import drawing_lexicon as lexicon
-from vlm.eval.drawing import (
+from vlm.eval.rendered import lexicon
+from vlm.eval.rendered.canvas import (
     CONTRAST,
     LEVELS,
     Canvas,
@@ -22,9 +22,9 @@ from vlm.eval.drawing import (
     warp,
     worn,
 )
-from vlm.eval.drawing_faces import HELD_OUT, TRAIN, characters, choose, faces, font, shows
-from vlm.eval.drawing_lexicon import Split, split_of
-from vlm.eval.drawing_text import ALPHABET
+from vlm.eval.rendered.faces import HELD_OUT, TRAIN, characters, choose, faces, font, shows
+from vlm.eval.rendered.lexicon import Split, split_of
+from vlm.eval.rendered.text import ALPHABET
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 LISTS = {

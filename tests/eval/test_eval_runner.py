@@ -11,9 +11,9 @@ from rich.console import Console
 
 from vlm.errors import ConfigError
 from vlm.eval.run import paths, run
-from vlm.eval.runner import evaluate
-from vlm.eval.tables import table
 from vlm.eval.task import Task, load_task
+from vlm.eval.task_runner import evaluate
+from vlm.eval.terminal import table
 from vlm.sample import Sample
 
 REPLIES = {"one": "Blue.", "two": "", "three": "16 pixels", "four": "maroon"}

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from vlm.eval.intervals import RESAMPLES, intervals
-from vlm.eval.scoring import Figure, Metric, Score, Tally
+from vlm.eval.metrics.intervals import RESAMPLES, intervals
+from vlm.eval.metrics.scoring import Figure, Metric, Score, Tally
 
 MEAN = Metric(lambda answers: [], "a mean")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import picture
-from vlm.eval.likelihood import likelihoods
+from vlm.eval.lmms.likelihood import likelihoods
 from vlm.sample import Sample, Turn
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 
 from tests.conftest import picture
 from vlm.errors import ConfigError
-from vlm.eval import lmms
-from vlm.eval.likelihood import likelihoods
-from vlm.eval.lmms_requests import Pictures, chat_sample, settings_of, simple_sample
+from vlm.eval.lmms import model as lmms
+from vlm.eval.lmms.likelihood import likelihoods
+from vlm.eval.lmms.requests import Pictures, chat_sample, settings_of, simple_sample
 from vlm.sample import Sample, Turn, ask
 
 ROOT = Path(__file__).parent.parent.parent
-ENTRY = EntryPoint("vlm_kit", "vlm.eval.lmms:manifests", "lmms_eval.models")
+ENTRY = EntryPoint("vlm_kit", "vlm.eval.lmms.model:manifests", "lmms_eval.models")
 
 
 class Base:
@@ -350,7 +350,7 @@ def test_weights_that_were_trained_on_are_another_model(folder: str) -> None:
 
 
 def test_the_module_loads_without_lmms_eval() -> None:
-    code = "import sys; sys.modules['lmms_eval'] = None; import vlm.eval.lmms as m; print(m.manifests.__name__)"
+    code = "import sys; sys.modules['lmms_eval'] = None; import vlm.eval.lmms.model as m; print(m.manifests.__name__)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "manifests"
     with pytest.raises(AttributeError, match="no attribute 'Other'"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm.eval.metrics import METRICS
-from vlm.eval.scoring import Answered, Score
+from vlm.eval.metrics.scoring import Answered, Score
 
 LARGEST = {"cer": float("inf"), "wer": float("inf"), "cider": 10.0, "mme": 800.0}
 """Of a figure; 1 of all others. MME: 200 for each of the categories below."""

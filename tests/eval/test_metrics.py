@@ -12,10 +12,10 @@ from rapidfuzz.distance import Levenshtein
 
 from vlm.eval import metrics as m
 from vlm.eval.metrics import METRICS
-from vlm.eval.reading import FORMULAS
-from vlm.eval.scoring import Answered, Tally, total
-from vlm.eval.trees import Node, tree_distance
-from vlm.eval.vqa import VIZWIZ_CONTRACTIONS, VQA_CONTRACTIONS
+from vlm.eval.metrics.reading import FORMULAS
+from vlm.eval.metrics.scoring import Answered, Tally, total
+from vlm.eval.metrics.trees import Node, tree_distance
+from vlm.eval.metrics.vqa import VIZWIZ_CONTRACTIONS, VQA_CONTRACTIONS
 
 VECTORS = [json.loads(line) for line in (Path(__file__).parent / "vectors.jsonl").read_text("utf8").splitlines()]
 Vector = dict[str, Any]

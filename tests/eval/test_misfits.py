@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vlm.errors import ConfigError
-from vlm.eval.runner import evaluate
 from vlm.eval.task import load_task
+from vlm.eval.task_runner import evaluate
 
 FREE = "red"
 CASES = {

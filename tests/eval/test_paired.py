@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vlm.eval.paired import estimate, holm, pseudovalues
+from vlm.eval.comparison.paired import estimate, holm, pseudovalues
 
 
 def drawn(

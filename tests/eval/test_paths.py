@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from vlm.errors import ConfigError
-from vlm.eval.paths import Empty, Missing, check, find, first_keys, render
-from vlm.eval.records import Records
+from vlm.eval.sources.field_paths import Empty, Missing, check, find, first_keys, render
+from vlm.eval.sources.records import Records
 from vlm.schema import check_options
 
 ROW = {

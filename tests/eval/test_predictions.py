@@ -9,8 +9,8 @@ import pytest
 from vlm.errors import ConfigError
 from vlm.eval.predictions import score_predictions
 from vlm.eval.run import score
-from vlm.eval.runner import evaluate
 from vlm.eval.task import Task, load_task
+from vlm.eval.task_runner import evaluate
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from vlm.data import DataError, JsonSource, Source
 from vlm.errors import ConfigError
-from vlm.eval.fields import Fields
 from vlm.eval.questions import read_questions
-from vlm.eval.records import Join, Records
+from vlm.eval.sources.fields import Fields
+from vlm.eval.sources.records import Join, Records
 from vlm.eval.task import load_task
 
 FIELDS = {"id": "id", "question": "q", "answers": "a"}

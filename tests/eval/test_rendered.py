@@ -14,9 +14,9 @@ from PIL import Image
 
 from vlm import registry
 from vlm.errors import ConfigError
-from vlm.eval.drawing_receipts import LEAST_SIZE
-from vlm.eval.rendered import Charts, Document, Lines, Receipts, Rendered, Tables, Words
-from vlm.eval.scoring import Answered
+from vlm.eval.metrics.scoring import Answered
+from vlm.eval.rendered.receipts import LEAST_SIZE
+from vlm.eval.rendered.sources import Charts, Document, Lines, Receipts, Rendered, Tables, Words
 from vlm.eval.task import load_task
 from vlm.sample import Sample
 from vlm.schema import check_options

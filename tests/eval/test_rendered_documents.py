@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from tests.eval.test_drawing import by_hand
-from vlm.eval import drawing_charts, drawing_receipts, drawing_tables
-from vlm.eval.drawing import CONTRAST, LEVELS, Canvas, Placed, Sheet, slanted
-from vlm.eval.drawing_faces import HELD_OUT, TRAIN, font, shows
-from vlm.eval.drawing_lexicon import FRAME, Split, core
-from vlm.eval.drawing_plots import Facts, Look, draw
-from vlm.eval.rendered import Charts, Document, Receipts, Tables
+from vlm.eval.rendered import charts as drawing_charts
+from vlm.eval.rendered import receipts as drawing_receipts
+from vlm.eval.rendered import tables as drawing_tables
+from vlm.eval.rendered.canvas import CONTRAST, LEVELS, Canvas, Placed, Sheet, slanted
+from vlm.eval.rendered.faces import HELD_OUT, TRAIN, font, shows
+from vlm.eval.rendered.lexicon import FRAME, Split, core
+from vlm.eval.rendered.plots import Facts, Look, draw
+from vlm.eval.rendered.sources import Charts, Document, Receipts, Tables
 from vlm.views import Size
 
 SOURCES: dict[ModuleType, type[Document]] = {

@@ -8,11 +8,11 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from tests.eval.test_drawing import by_hand
-from vlm.eval import drawing_text
-from vlm.eval.drawing import CONTRAST, LEVELS, warp
-from vlm.eval.drawing_lexicon import Split, core
-from vlm.eval.drawing_text import RULES, Form, Print, compose, paint
-from vlm.eval.rendered import Lines, Words
+from vlm.eval.rendered import text as printed
+from vlm.eval.rendered.canvas import CONTRAST, LEVELS, warp
+from vlm.eval.rendered.lexicon import Split, core
+from vlm.eval.rendered.sources import Lines, Words
+from vlm.eval.rendered.text import RULES, Form, Print, compose, paint
 from vlm.views import Size
 
 SIZES: dict[Form, list[Size]] = {"word": [(64, 192), (32, 96)], "line": [(64, 512), (24, 270)]}
@@ -53,7 +53,7 @@ def test_texts_have_the_characters_of_their_level(form: Form, level: int) -> Non
         texts = [found.text for _, found in prints(form, level, (64, 512), 60, lengths=lengths)]
         assert all(fewest <= len(text) <= most for text in texts)
         assert max(map(len, texts)) - min(map(len, texts)) >= (most - fewest) * 0.6
-        assert set("".join(texts)) <= set(drawing_text.ALPHABET)
+        assert set("".join(texts)) <= set(printed.ALPHABET)
     joined = "".join(found.text for _, found in prints(form, level, (64, 512), 60))
     assert joined.replace(" ", "").isalpha() == (level == 1 or (level == 2 and form == "word"))
     assert joined.islower() == (level == 1)
@@ -108,7 +108,7 @@ def covered(found: Print, size: Size) -> Image.Image:
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_ground_keeps_its_contrast_everywhere(form: Form, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels of the picture before its wear, strokes and gradient included, against the ink; and ink is there."""
-    monkeypatch.setattr(drawing_text, "worn", lambda rng, image, wear, em: image)
+    monkeypatch.setattr(printed, "worn", lambda rng, image, wear, em: image)
     size = SIZES[form][0]
     cluttered = 0
     for rng, found in prints(form, level, size, 12):
@@ -147,13 +147,13 @@ def test_levels_get_harder() -> None:
 def test_wear_grows_with_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """How far the picture is from what was drawn, in grey levels."""
     clean: dict[int, Image.Image] = {}
-    real = drawing_text.worn
+    real = printed.worn
 
     def spy(rng: np.random.Generator, image: Image.Image, *rest: Any) -> Image.Image:
         clean[0] = image.copy()
         return real(rng, image, *rest)
 
-    monkeypatch.setattr(drawing_text, "worn", spy)
+    monkeypatch.setattr(printed, "worn", spy)
     far = []
     for level in LEVELS:
         gaps = []
@@ -170,7 +170,7 @@ def test_targets_spell_the_text() -> None:
         sample = source[index]
         classes = sample.targets["characters"]
         assert len(classes) == source.longest == 14
-        letters = "".join((*drawing_text.ALPHABET, "")[number] for number in classes)
+        letters = "".join((*printed.ALPHABET, "")[number] for number in classes)
         assert letters == sample.answers[0] == sample.turns[-1].text
-    assert f"{drawing_text.NO_CHARACTER} for none" in (Words.__doc__ or "")
+    assert f"{printed.NO_CHARACTER} for none" in (Words.__doc__ or "")
     assert Lines(count=1, characters=(5, 20)).longest == 20

@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import vlm.eval.report
+import vlm.eval.report.page
 from tests.eval.page import Page, made, says, several, task, yes_or_no
 from vlm.data import DataError
 from vlm.eval.metrics import METRICS
-from vlm.eval.report import write_report
-from vlm.eval.report_images import Seen
-from vlm.eval.report_select import DRAWN, FAULTY, FLAGS, ODD, WORST
+from vlm.eval.metrics.scoring import Answered, Figure, Metric, Score, Tally
+from vlm.eval.report.images import Seen
+from vlm.eval.report.page import write_report
+from vlm.eval.report.select import DRAWN, FAULTY, FLAGS, ODD, WORST
 from vlm.eval.results import TaskResult
 from vlm.eval.run import pictures_of
-from vlm.eval.runner import evaluate
-from vlm.eval.scoring import Answered, Figure, Metric, Score, Tally
 from vlm.eval.task import Published, load_task
+from vlm.eval.task_runner import evaluate
 from vlm.images import ImageError
 
 EVIL = "<script>alert(1)</script>\" onload='x' &amp; <img src=x onerror=y> ]]> -->"
 REPLIES = {"one": "blue", "two": "", "three": EVIL, "four": "maroon"}
-SCRIPT = (Path(vlm.eval.report.__file__).parent / "report.js").read_text("utf8")
+SCRIPT = (Path(vlm.eval.report.page.__file__).parent / "report.js").read_text("utf8")
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ def test_the_selection_is_seeded(page: Any, yes_no: None, tmp_path: Path) -> Non
 
 
 def test_a_page_stays_small_whatever_its_images(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlm.eval.report.ROOM", 60_000)
+    monkeypatch.setattr("vlm.eval.report.page.ROOM", 60_000)
     noise = Image.effect_noise((400, 400), 90).convert("RGB")
     page(made([says("yes")] * 8, task()), pictures=lambda row: [Seen([noise])])
     assert (tmp_path / "page.html").stat().st_size < 60_000 * 4 / 3 + 40_000

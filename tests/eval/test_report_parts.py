@@ -14,13 +14,13 @@ from PIL import Image
 from tests.conftest import picture
 from tests.eval.page import Page, made, says, several, task, yes_or_no
 from vlm.eval.metrics import METRICS
-from vlm.eval.report_html import Axis, axis_of, ticks
-from vlm.eval.report_images import SIDES, Seen, boxes, view
-from vlm.eval.report_published import comparisons, differences, others
-from vlm.eval.report_select import DRAWN, ODD, WORST, flags, select
+from vlm.eval.report.html import Axis, axis_of, ticks
+from vlm.eval.report.images import SIDES, Seen, boxes, view
+from vlm.eval.report.published import comparisons, differences, others
+from vlm.eval.report.select import DRAWN, ODD, WORST, flags, select
 from vlm.eval.run import load_tasks, pictures_of
-from vlm.eval.runner import evaluate
 from vlm.eval.task import Published, Task, load_task
+from vlm.eval.task_runner import evaluate
 
 
 @pytest.fixture(autouse=True)

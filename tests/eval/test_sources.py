@@ -13,11 +13,11 @@ from pyarrow import parquet
 
 from vlm.data import DataError
 from vlm.errors import ConfigError
-from vlm.eval.fields import Fields
-from vlm.eval.folders import Ai2d, Funsd, Mme
-from vlm.eval.hub import Hub, HubJoin
-from vlm.eval.refcoco import RefCoco
-from vlm.eval.text_lines import TextLines
+from vlm.eval.sources.fields import Fields
+from vlm.eval.sources.folders import Ai2d, Funsd, Mme
+from vlm.eval.sources.hub import Hub, HubJoin
+from vlm.eval.sources.refcoco import RefCoco
+from vlm.eval.sources.text_lines import TextLines
 from vlm.images import open_image
 
 from .layouts import ai2d, funsd, mme, refcoco, text_recognition, text_recognition_lmdb

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tests.eval.page import made, says, several, task, yes_or_no
 from vlm.eval.metrics import METRICS
-from vlm.eval.tables import table
+from vlm.eval.terminal import table
 
 
 @pytest.fixture(autouse=True)

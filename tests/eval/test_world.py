@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm.eval.runner import evaluate
 from vlm.eval.task import load_task
+from vlm.eval.task_runner import evaluate
 from vlm.eval.world import World, world
 
 CHILD = """
 import sys
 from pathlib import Path
 from tests.eval.conftest import StubModel
-from vlm.eval.runner import evaluate
+from vlm.eval.task_runner import evaluate
 from vlm.eval.task import load_task
 from vlm.eval.world import world
 

@@ -13,8 +13,8 @@ from tests.conftest import picture, toy_recipe
 from vlm.assembly import blueprint
 from vlm.errors import ConfigError
 from vlm.model import VLM
-from vlm.plan_tables import tables
-from vlm.planning import plan
+from vlm.planning.plan import plan
+from vlm.planning.tables import tables
 from vlm.sample import Batch
 from vlm.train.objectives import LanguageModelling
 from vlm.train.run import train

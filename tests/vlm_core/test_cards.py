@@ -14,7 +14,7 @@ from vlm.assembly import blueprint
 from vlm.cards import LENGTH, card, check_card
 from vlm.encoders.tower import Tower
 from vlm.errors import ConfigError
-from vlm.planning import plan
+from vlm.planning.plan import plan
 from vlm.weights import planning, transformers_config
 
 # Parameters as published: in the safetensors metadata that the hub shows beside the weights, unless said otherwise.

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 import vlm
 from tests.conftest import LLAMA, toy_recipe
-from vlm import cell_process, running
-from vlm.cell_process import Meter, Usage, read_usage
-from vlm.cell_runs import Job, run_jobs
+from vlm import running
 from vlm.cli import app
-from vlm.comparing import collect, study
-from vlm.eval.tallies import save_tallies
+from vlm.compare import process
+from vlm.compare.jobs import Job, run_jobs
+from vlm.compare.process import Meter, Usage, read_usage
+from vlm.compare.study import collect, study
+from vlm.eval.comparison.tallies import save_tallies
 from vlm.recipe import read_recipe
 from vlm.train.plots import read_metrics
 
@@ -204,7 +205,7 @@ def test_jobs_that_end_badly_and_those_that_need_them(tmp_path: Path, monkeypatc
         (one.folder / "usage.json").write_text(json.dumps(known.get(one.name, {})))
         return subprocess.Popen([sys.executable, "-c", ends[one.name]])
 
-    monkeypatch.setattr("vlm.cell_runs._start", start)
+    monkeypatch.setattr("vlm.compare.jobs._start", start)
     ended = []
     run_jobs(jobs, at_once=1, ended=lambda one: ended.append((one.name, one.error)), tick=lambda _: None)
     assert started == ["dead", "warm", "other"]
@@ -217,12 +218,12 @@ def test_jobs_that_end_badly_and_those_that_need_them(tmp_path: Path, monkeypatc
 
 
 def test_no_two_processes_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = cell_process._alone(tmp_path)
-    monkeypatch.setattr(cell_process, "BEAT", 0.01)
-    assert cell_process.main(tmp_path, os.getppid()) == 1
+    held = process._alone(tmp_path)
+    monkeypatch.setattr(process, "BEAT", 0.01)
+    assert process.main(tmp_path, os.getppid()) == 1
     assert "another process is at work in" in json.loads((tmp_path / "failed.json").read_text())["error"]
     held.close()
-    assert cell_process._alone(tmp_path) is not None
+    assert process._alone(tmp_path) is not None
 
 
 def test_usage_is_written_while_a_run_lasts_and_adds_up(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import yaml
 
 import vlm
 from tests.conftest import toy_recipe
-from vlm.budgets import CellPlan, StageUse, plan_cell, scaled
-from vlm.cells import expand
-from vlm.comparing import study
+from vlm.compare.budgets import CellPlan, StageUse, plan_cell, scaled
+from vlm.compare.cells import expand
+from vlm.compare.grid import read_grid, shipped_studies
+from vlm.compare.study import study
 from vlm.errors import ConfigError
-from vlm.grid import read_grid, shipped_studies
 from vlm.listing import listing
-from vlm.planning import plan
+from vlm.planning.plan import plan
 from vlm.recipe import changed, read_recipe, read_yaml
 from vlm.sample import Batch
 
@@ -202,7 +202,7 @@ def test_a_plan_has_the_flops_that_vlm_plan_has_for_a_sample_of_that_length() ->
 
 def real_frame() -> int:
     """Positions of a sample with an image and no text of its own."""
-    from vlm.shadow_batch import shadow_batch
+    from vlm.planning.shadow_batch import shadow_batch
 
     model = vlm.assemble(TOY)
     return int(shadow_batch(model, [model.processor.plan(32, 96)], text=0).input_ids.shape[1])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import vlm
 from tests.conftest import LLAMA, SIGLIP, perturb, picture, toy_recipe
 from vlm.errors import ConfigError
-from vlm.plan_tables import tables
+from vlm.planning.tables import tables
 from vlm.processor import SampleError
 from vlm.sample import Sample, Turn, ask
 from vlm.saving import WeightsError, weights
@@ -152,7 +152,7 @@ def test_generating_in_the_middle_of_training_leaves_modes_alone(toy: Callable[.
 
 
 def test_planning_a_large_model_needs_no_memory() -> None:
-    from vlm.planning import plan
+    from vlm.planning.plan import plan
 
     config = {
         **LLAMA,
@@ -300,7 +300,7 @@ def test_saving_over_an_older_model_keeps_it_until_the_new_one_is_complete(
 
 def test_a_cache_that_no_sample_tells_is_not_zero() -> None:
     """More images than the context holds, or none: what an image takes in the cache is unknown, not 0 bytes."""
-    from vlm.planning import plan
+    from vlm.planning.plan import plan
 
     for per_sample in (0, 10_000):
         found = plan(toy_recipe(), per_sample=per_sample)

@@ -21,14 +21,14 @@ from tests.conftest import LLAMA, picture, toy_recipe
 from tests.vlm_core.twins import RECIPES
 from vlm.cli import app
 from vlm.connector import Connector
-from vlm.costs import forward_costs
 from vlm.errors import ConfigError
 from vlm.features import Features, Shape
 from vlm.images import ImageError
 from vlm.parts import learning_rates, set_trainable
-from vlm.plan_tables import flops, histogram, number, size
-from vlm.planning import plan
-from vlm.shadow_batch import shadow_batch
+from vlm.planning.costs import forward_costs
+from vlm.planning.plan import plan
+from vlm.planning.shadow_batch import shadow_batch
+from vlm.planning.tables import flops, histogram, number, size
 from vlm.views import Size, View, Views
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tests.vlm_core.twins import RECIPES, Twin, recipe, set_both, twins
-from vlm.costs import forward_costs, stage_costs
+from vlm.planning.costs import forward_costs, stage_costs
 from vlm.train.objectives import LanguageModelling
 
 knows_fused = pytest.mark.skipif(

@@ -23,11 +23,11 @@ from tests.vlm_core.twins import (
     twins,
 )
 from vlm.assembly import blueprint
-from vlm.costs import checkpointed_blocks, forward_costs, stage_costs
-from vlm.memory import STRATEGIES, Memory
-from vlm.meter import Meter
-from vlm.precision import Autocast
-from vlm.storages import Storages
+from vlm.planning.costs import checkpointed_blocks, forward_costs, stage_costs
+from vlm.planning.memory import STRATEGIES, Memory
+from vlm.planning.meter import Meter
+from vlm.planning.precision import Autocast
+from vlm.planning.storages import Storages
 from vlm.train.objectives import LanguageModelling
 
 STAGES = (["encoders"], ["connector"], ["llm"], ["encoders", "connector", "llm"])

@@ -15,7 +15,7 @@ from tests.vlm_core.toy_recipes import toy
 from vlm.assembly import blueprint
 from vlm.model import VLM
 from vlm.parts import learning_rates, set_modes, set_trainable
-from vlm.planning import plan
+from vlm.planning.plan import plan
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml, shipped_recipes
 from vlm.sample import Batch, Sample, Turn
 from vlm.stages import Sight, own_sight, show, sight

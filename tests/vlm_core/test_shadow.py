@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlm.meter import Meter
-from vlm.shadow import LARGEST
-from vlm.shadow_results import Results
+from vlm.planning.meter import Meter
+from vlm.planning.shadow import LARGEST
+from vlm.planning.shadow_results import Results
 
 META = torch.device("meta")
 

@@ -14,8 +14,8 @@ from tests.conftest import LLAMA, SIGLIP, picture, toy_recipe
 from vlm.assembly import blueprint
 from vlm.model import VLM
 from vlm.parts import learning_rates, set_modes, set_trainable
+from vlm.planning.shadow_batch import shadow_batch
 from vlm.sample import Batch, Sample, Turn
-from vlm.shadow_batch import shadow_batch
 from vlm.train.objectives import LanguageModelling
 
 SIZE = (48, 40)

@@ -1,0 +1,1 @@
+"""Sources of samples that read the files which benchmarks come in."""

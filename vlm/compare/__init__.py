@@ -1,0 +1,1 @@
+"""`vlm compare`: a grid of recipes, trained on one budget, each cell in a process of its own."""
