@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlm.errors import ConfigError
-from vlm.locking import lock
+from vlm.files import lock
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
         ConfigError: the file is empty or of another form, answers a question twice, or one that the task does not ask
             (the first twenty places are named); no sample of the task can be used.
     """
-    questions = read_questions(task, task.open(), model=str(path), settings={})
+    source = task.open()
+    questions = read_questions(task, source, model=str(path), settings={})
     refuse_all_faulty(task, questions)
     answers = _read(path)
     known = {one.id: one for one in questions if one.fault is None}
@@ -49,7 +50,8 @@ def score_predictions(task: Task, path: Path) -> TaskResult:
     if not answers:
         raise ConfigError(f"`{path}` holds no answer")
     replies = {known[id].key: _reply(known[id], said, path) for id, said in answers.items() if id in known}
-    result = summarise(task, score_rows(task, questions, replies), model=f"answers of {path}")
+    part, rows = task.part(len(source), len(source)), score_rows(task, questions, replies)
+    result = summarise(task, rows, model=f"answers of {path}", subset=part)
     # How they were asked for is not known: the task's own prompt must not stand beside the score.
     return replace(result, conditions=replace(result.conditions, variant="not known", prompt=""))
 

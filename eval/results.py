@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm import __version__
+from vlm.files import replacing, write_json
 
 from .answer_log import Reply
 from .metrics.intervals import Interval, intervals
@@ -148,6 +149,8 @@ class TaskResult:
     categories: dict[str, CategoryScore] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     """Other models' scores; which of them may stand beside this one says `vlm.eval.report.published`."""
+    submission: str = ""
+    """Where the file for the official server is, and what it lacks; empty where the task has no such file."""
     rows: Sequence[Row] = field(default=(), repr=False, compare=False)
     """One per sample, in the source's order; on disk they are in `samples.jsonl`."""
 
@@ -177,7 +180,10 @@ class TaskResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result without its rows, as `results.json` has it."""
-        content = {name: getattr(self, name) for name in ("task", "figures", "counts", "conditions", "categories")}
+        content = {
+            name: getattr(self, name)
+            for name in ("task", "figures", "counts", "conditions", "categories", "submission")
+        }
         plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict))
         plain["scales"] = {figure.name: {**asdict(figure)} for figure in self.scales}
         return plain
@@ -276,23 +282,29 @@ def _errors(rows: Sequence[Row]) -> int:
 
 
 def save_results(path: Path, results: Sequence[TaskResult], *, model: str) -> None:
-    """`results.json`: what was evaluated, with which kit, and every task's result."""
-    content = {"model": model, "kit_version": __version__, "results": [result.to_dict() for result in results]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".writing")
-    fresh.write_text(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8", errors="backslashreplace"
-    )
-    fresh.replace(path)
+    """`results.json`: what was evaluated, with which kit, and every task's result.
+
+    Tasks that the file has of the same model already, and that are not among `results`, stay.
+    """
+    fresh = [result.to_dict() for result in results]
+    named, identities = {one["task"] for one in fresh}, {one["conditions"]["model"] for one in fresh}
+    earlier = [one for one in _earlier(path) if one["task"] not in named and {one["conditions"]["model"]} == identities]
+    write_json(path, {"model": model, "kit_version": __version__, "results": earlier + fresh})
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """The results that the file has; none where it is no such file."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf8"))["results"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def save_rows(path: Path, rows: Sequence[Row]) -> None:
     """`samples.jsonl`: every sample with its answer and what it is worth, in the source's order."""
-    fresh = path.with_name(path.name + ".writing")
-    with fresh.open("w", encoding="utf8", errors="backslashreplace") as file:
+    with replacing(path) as file:
         for row in rows:
             file.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
-    fresh.replace(path)
 
 
 def percent(value: float) -> str:

@@ -14,6 +14,7 @@ from vlm.images import open_image
 from vlm.loading import load
 from vlm.model import VLM
 
+from .answer_log import AnswerLog
 from .metrics import METRICS
 from .predictions import score_predictions
 from .report.images import Pictures, Seen
@@ -53,7 +54,8 @@ def run(
         world: the processes that share the work.
 
     Raises:
-        ConfigError: a task, its data, a number or `out` cannot be used; found before the model is loaded.
+        ConfigError: a task, its data, a number, `out` or the answers in it cannot be used; found before the model is
+            loaded.
     """
     world = world or World()
     wrong = positive(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
@@ -70,6 +72,8 @@ def run(
         out = Path(model) / "eval" if isinstance(model, str | Path) else "runs/eval"
     out = Path(out)
     _check_writable(out)
+    for task in loaded:
+        AnswerLog(out / task.folder).read()  # a damaged log is told before the model is loaded
     place = device or world.device() or best_device()
     answerer: Answerer = load(model, place) if isinstance(model, str | Path) else model
     known_as = identity_of(answerer)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr
 
 from vlm import registry
 from vlm.data import DataError, Source
@@ -26,6 +26,7 @@ QUESTION, OPTIONS = "question", "options"
 DEFAULT = "default"
 """The name of a task's own prompt among its variants."""
 _FIELD = re.compile(r"\{(\w+)\}")
+_UNCLOSED = re.compile(r"\{\w+(?![\w}])")
 
 
 class Published(BaseModel):
@@ -59,6 +60,8 @@ class Split(BaseModel):
     """The same for the hub's; null if the hub has no such part."""
     hidden: bool = False
     """Its answers are kept by a server: it can be answered, for a submission, and not scored."""
+    size: NonNegativeInt = 0
+    """How many questions it has; see `Task`."""
 
 
 class Task(BaseModel):
@@ -79,6 +82,9 @@ class Task(BaseModel):
     """The source where no `--data` is given: the same questions as a dataset of the Hugging Face hub."""
     split: str = ""
     """Which part of the benchmark this is, for the record."""
+    size: NonNegativeInt = 0
+    """How many questions this part has officially, 0 if that is not known. Where a source has another number, the
+    result says so, and published scores do not stand beside it."""
     splits: dict[str, Split] = {}
     """Other parts by name; `TASK@NAME` asks one of them."""
     hidden: bool = False
@@ -99,6 +105,7 @@ class Task(BaseModel):
     published: tuple[Published, ...] = ()
     submission: str = ""
     """The official server's file format, a name in `vlm.eval.submissions.FORMATS`; none if empty."""
+    _opened: Source | None = PrivateAttr(None)
 
     @property
     def scoring(self) -> Metric:
@@ -108,6 +115,11 @@ class Task(BaseModel):
     def label(self) -> str:
         """The name, and the prompt where it is not the task's own: `textvqa:ocr`."""
         return self.name if self.variant == DEFAULT else f"{self.name}:{self.variant}"
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that the answers go to."""
+        return self.label.replace(":", "-")
 
     @property
     def template(self) -> str:
@@ -122,7 +134,7 @@ class Task(BaseModel):
     def with_data(self, data: str) -> "Task":
         """The task on the file or folder `data`."""
         options = _with_data(self.source.options, data)
-        return self.model_copy(update={"source": PartSpec(name=self.source.name, **options)})
+        return self.changed(source=PartSpec(name=self.source.name, **options))
 
     def on_split(self, name: str) -> "Task":
         """The task on another part of the benchmark; its name then says which.
@@ -135,19 +147,43 @@ class Task(BaseModel):
             raise ConfigError(unknown(f"split of task `{self.name}`", name, self.splits) + known)
         split = self.splits[name]
         hub = None if split.hub is None or self.hub is None else _changed(self.hub, split.hub)
-        changed = {"source": _changed(self.source, split.source), "hub": hub, "hidden": split.hidden, "split": name}
-        return self.model_copy(update={**changed, "name": f"{self.name}@{name}"})
+        return self.changed(
+            name=f"{self.name}@{name}",
+            split=name,
+            source=_changed(self.source, split.source),
+            hub=hub,
+            hidden=split.hidden,
+            size=split.size,
+        )
 
     def on_hub(self) -> "Task":
         """The task on the hub's dataset, where there is one and `--data` was not given."""
-        return self.model_copy(update={"source": self.hub}) if self.takes_data and self.hub else self
+        return self.changed(source=self.hub) if self.takes_data and self.hub else self
+
+    def changed(self, **fields: Any) -> "Task":
+        """The task with other values of some fields."""
+        other = self.model_copy(update=fields)
+        other._opened = None
+        return other
+
+    def part(self, asked: int, found: int) -> str:
+        """Which part of the benchmark was asked, of `found` questions in the source; empty if all of it."""
+        said = [f"{asked} of {found} questions"] if asked < found else []
+        if self.size not in (0, found):
+            said.append(f"{found} questions in the source, {self.size} in the benchmark's part")
+        return "; ".join(said)
 
     def open(self) -> Source:
-        """The samples.
+        """The samples; opened once, for opening large files takes seconds.
 
         Raises:
             ConfigError: the source cannot be opened with these options, or has no sample.
         """
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> Source:
         if self.takes_data:
             raise ConfigError(Problem("source", f"task `{self.name}` runs on your own files: add --data PATH"))
         kind = registry.sources.get(self.source.name)
@@ -278,9 +314,11 @@ def _problems(raw: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(metric, str) and metric not in METRICS:
         yield Problem("metric", unknown("metric", metric, METRICS))
     prompts = {f"prompts.{key}": text for key, text in prompts.items()} if isinstance(prompts, dict) else {}
-    for place, prompt in {"prompt": raw.get("prompt"), **prompts}.items():
+    for place, prompt in {**{key: raw.get(key) for key in ("prompt", "open_prompt")}, **prompts}.items():
         if isinstance(prompt, str) and prompt.count("{question}") > 1:
             yield Problem(place, f"`{prompt}` holds {{question}} more than once")
+        if isinstance(prompt, str) and (open := _UNCLOSED.search(prompt)) is not None:
+            yield Problem(place, f"`{prompt}`: `{open[0]}` lacks its closing brace")
     for key in ("source", "hub"):
         source = raw.get(key)
         source = {"name": source} if isinstance(source, str) else source

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from vlm.sample import Sample
 
 from .answer_log import AnswerLog, Reply, write
 from .questions import Question, read_questions, refuse_all_faulty
-from .results import TaskResult, save_rows, score_rows, summarise
+from .results import Counts, TaskResult, save_rows, score_rows, summarise
 from .submissions import check_ids, save_submission
 from .task import Task
 from .world import World
@@ -83,7 +84,7 @@ def evaluate(
     identity = identity_of(model) if identity is None else identity
     settings = {"max_new_tokens": task.max_new_tokens, "decoding": "greedy"}
     indices = _subset(len(source), limit)
-    log = AnswerLog(out / task.label.replace(":", "-"), world.rank)
+    log = AnswerLog(out / task.folder, world.rank)
     with _bar(progress and world.is_first) as bar:
         reading = bar.add_task(f"{task.label}: reading", total=len(indices))
         questions = read_questions(
@@ -96,7 +97,7 @@ def evaluate(
         )
         bar.update(reading, visible=False)
         refuse_all_faulty(task, questions)
-        submits = _submits(task, questions) and len(indices) == len(source)  # servers refuse a part
+        submits = _submits(task, questions)
         known = log.read()
         todo = [one for one in questions if one.fault is None and _unanswered(known.get(one.key))]
         world.wait()  # every process has read what there was before any writes
@@ -108,12 +109,14 @@ def evaluate(
                 bar.advance(answering)
     world.wait()
     rows = score_rows(task, questions, log.read())
+    whole, submitted = len(indices) == len(source), log.folder / "submission.json"
     if world.is_first:
         save_rows(log.folder / "samples.jsonl", rows)
-        if submits:
-            save_submission(log.folder / "submission.json", task.submission, rows)
-    subset = f"{len(indices)} of {len(source)} questions" if len(indices) < len(source) else ""
-    return summarise(task, rows, model=identity, settings=settings, subset=subset)
+        if submits and whole:
+            save_submission(submitted, task.submission, rows)
+    subset = task.part(len(indices), len(source))
+    result = summarise(task, rows, model=identity, settings=settings, subset=subset)
+    return replace(result, submission=_submission(submitted, result.counts, whole)) if submits else result
 
 
 def identity_of(model: Answerer) -> str:
@@ -137,6 +140,15 @@ def _submits(task: Task, questions: Sequence[Question]) -> bool:
             raise
         return False  # somebody's own data in the benchmark's format
     return True
+
+
+def _submission(file: Path, counts: Counts, whole: bool) -> str:
+    """What there is to say about a submission file."""
+    if not whole:
+        return "none, for a server refuses a part of the questions"
+    lacks = f", without {counts.faulty} questions whose annotation cannot be used" if counts.faulty else ""
+    empty = counts.errors + counts.missing
+    return f"{file}{lacks}" + (f", {empty} answers empty that could not be had" if empty else "")
 
 
 def _subset(count: int, limit: int | None) -> Sequence[int]:
@@ -184,7 +196,7 @@ def _replies(
             model=identity,
             settings=settings,
             answer=answer.text,
-            error=answer.error,
+            error=None if answer.error is None else str(source.error(question.index, answer.error)),
             truncated=answer.truncated,
             tokens=answer.tokens,
         )

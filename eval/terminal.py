@@ -104,7 +104,8 @@ def _footnotes(results: Sequence[TaskResult]) -> list[Text]:
         own = {name: value for name, value in facts(result.conditions).items() if name not in alike}
         unit = result.scale.unit if result.figures else ""
         told = {} if unit in ("", "%") else {"unit": unit}
-        lines.append(_line(result.task, {**own, **told}))
+        submitted = {"submission file": result.submission} if result.submission else {}
+        lines.append(_line(result.task, {**own, **told, **submitted}))
     if any(figure.better == "lower" for result in results for figure in result.scales):
         lines.append(Text("↓ lower is better", "dim"))
     return [*lines, Text(f"problems not named are 0; looked for: {', '.join(COUNTS)}", "dim")]

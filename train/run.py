@@ -23,6 +23,7 @@ from vlm import device as devices
 from vlm import registry
 from vlm.assembly import Source, assemble, draft
 from vlm.errors import ConfigError, Problem, join
+from vlm.files import write_json
 from vlm.llm import has_sdpa, head_count, width
 from vlm.loading import load
 from vlm.model import VLM
@@ -195,9 +196,7 @@ def _device_settings(folder: Path, model: VLM, stage: StageSpec, attention: str)
     processes take what the first one found."""
     file = folder / "device.json"
     if is_first() and not file.is_file():
-        fresh = file.with_suffix(".writing")
-        fresh.write_text(json.dumps(_measured(model, stage, attention)), encoding="utf8")
-        fresh.rename(file)
+        write_json(file, _measured(model, stage, attention))
     for _ in range(600):
         if file.is_file():
             return json.loads(file.read_text(encoding="utf8"))  # type: ignore[no-any-return]

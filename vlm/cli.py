@@ -101,7 +101,7 @@ def eval_(
     out: Out = None,
     metric: Annotated[str | None, typer.Option(help="Another metric than the tasks' own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions, drawn by a fixed seed.")] = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = 16,
     device: Device = None,
 ) -> None:
     """Evaluate a model: answers, scores, a report. The same command again goes on where it was stopped."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vlm.model import VLM
 from vlm.saving import weights
@@ -28,7 +29,7 @@ def identity(model: VLM) -> str:
     facts = {
         "weights": dict(zip(tensors, digests, strict=True)),
         "spec": _built(model.spec),
-        "vocabulary": model.tokenizer.get_vocab(),
+        "tokenizer": _tokenizer(model.tokenizer),
         "template": str(model.tokenizer.chat_template),
         "stops": model.processor.chat.stop_ids,
     }
@@ -39,6 +40,14 @@ def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode())
     digest.update(tensor.reshape(-1).cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """How text becomes tokens: vocabulary, merges, normalisation; without padding, which calls change."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        told = json.loads(tokenizer.backend_tokenizer.to_str())
+        return _without(told, "padding", "truncation")
+    return tokenizer.get_vocab()
 
 
 def _built(spec: dict[str, Any]) -> dict[str, Any]:

@@ -64,12 +64,15 @@ def evaluate(
     return import_module("vlm.eval.run").run(folder, tasks, out=folder / "eval", **options)  # type: ignore[no-any-return]
 
 
-def task_problems(names: Sequence[str], data: Mapping[str, str] | None = None) -> list[Problem]:
+def task_problems(
+    names: Sequence[str], data: Mapping[str, str] | None = None, *, scored: bool = False
+) -> list[Problem]:
     """Tasks that are not there or cannot be opened, and data for a task that is not asked.
 
     Args:
         names: the tasks, each with its prompt if need be (`textvqa:ocr`).
         data: paths by the tasks' names alone, as `evaluate` takes them.
+        scored: whether each must have a score, which those whose answers a server keeps have not.
     """
     tasks, data = import_module("vlm.eval.task"), data or {}
     problems: list[Problem] = []
@@ -78,6 +81,9 @@ def task_problems(names: Sequence[str], data: Mapping[str, str] | None = None) -
         try:
             task = tasks.load_task(name)
             known[task.name] = task.takes_data
+            if scored and task.hidden:
+                hidden = f"the answers of `{name}` are kept by a server: there is no score to compare"
+                problems.append(Problem(join("eval", number), hidden))
             (task.with_data(data[task.name]) if task.name in data else task.on_hub()).open()
         except ConfigError as error:
             problems += error.under(join("eval", number)).problems

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vlm.files import replacing
+
 from ..metrics import METRICS
 from ..metrics.scoring import Figure, Over
 from ..results import TaskResult
@@ -64,9 +66,8 @@ def save_tallies(path: Path, results: Sequence[TaskResult]) -> None:
     content = [asdict(tallies_of(result)) for result in results if result.figures]
     for task in content:
         task["lines"] = [list(line.values()) for line in task["lines"]]
-    fresh = path.with_name(path.name + ".writing")
-    fresh.write_text(json.dumps(content), encoding="utf8")
-    fresh.replace(path)
+    with replacing(path) as file:
+        json.dump(content, file)
 
 
 def read_tallies(path: Path) -> dict[str, Tallies]:

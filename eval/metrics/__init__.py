@@ -32,7 +32,7 @@ from .reading import (
     word_accuracy,
     word_errors,
 )
-from .scoring import Figure, Metric, each, errors
+from .scoring import Figure, Metric, blank_fault, each, errors
 from .short_answers import (
     count_fault,
     exact_match,
@@ -101,7 +101,7 @@ _MME = tuple(Figure(name, scale=1.0, unit="") for name in ("perception", "cognit
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(each(exact_match), "equal but for case and outer spaces (OCR-VQA)"),
     "loose_match": Metric(each(loose_match), "equal but for case, spaces and one final period"),
-    "contains": Metric(each(ocrbench), "a reference stands in the answer"),
+    "contains": Metric(each(ocrbench), "a reference stands in the answer", fault=blank_fault),
     "vqa_accuracy": Metric(
         each(vqa_accuracy), "agreement with the other nine people (VQAv2, OK-VQA)", fault=people_fault
     ),
@@ -121,13 +121,20 @@ METRICS: dict[str, Metric] = {
         ocrbench_scores,
         "a reference stands in the answer, rows of formulas by their own rule (OCRBench)",
         (Figure("score", scale=1000.0, unit="/ 1000"),),
+        fault=blank_fault,
     ),
-    "ocrbench_v2_vqa": Metric(each(ocrbench_v2_vqa), "contains a short reference, is near a long one (OCRBench v2)"),
-    "ocrbench_v2_vqa_cn": Metric(each(ocrbench_v2_vqa, chinese=True), "the same for Chinese"),
-    "ocrbench_v2_vqa_case": Metric(each(ocrbench_v2_vqa, case_sensitive=True), "the same where capitals matter"),
+    "ocrbench_v2_vqa": Metric(
+        each(ocrbench_v2_vqa), "contains a short reference, is near a long one (OCRBench v2)", fault=blank_fault
+    ),
+    "ocrbench_v2_vqa_cn": Metric(each(ocrbench_v2_vqa, chinese=True), "the same for Chinese", fault=blank_fault),
+    "ocrbench_v2_vqa_case": Metric(
+        each(ocrbench_v2_vqa, case_sensitive=True), "the same where capitals matter", fault=blank_fault
+    ),
     "ocrbench_v2_choice": Metric(each(ocrbench_v2_choice), "the letters of the answer are the option (OCRBench v2)"),
     "ocrbench_v2_counting": Metric(each(ocrbench_v2_counting), "how near a count is (OCRBench v2)", fault=count_fault),
-    "ocrbench_v2_counting_exact": Metric(each(ocrbench_v2_counting, exact=True), "the count stands in the answer"),
+    "ocrbench_v2_counting_exact": Metric(
+        each(ocrbench_v2_counting, exact=True), "the count stands in the answer", fault=blank_fault
+    ),
     "multiple_choice": Metric(
         choice_scores(mcq_parse), "the right letter, never guessed (AI2D, SEED, MMBench)", fault=choice_fault
     ),

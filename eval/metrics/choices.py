@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from .scoring import Answered, Score, Tally
+from .scoring import Answered, Score, Tally, listed
 from .short_answers import mmmu_open
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -101,6 +101,7 @@ def scienceqa_parse(prediction: str, options: Sequence[str]) -> str | None:
     return letter if letter and letter in _SCIENCEQA_LETTERS[: len(options)] else None
 
 
+@listed
 def scienceqa(prediction: str, references: Sequence[str], options: Sequence[str] = _SCIENCEQA_LETTERS) -> float:
     """1 if the letter of `scienceqa_parse` is a reference."""
     return float(scienceqa_parse(prediction, options) in references)

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 import jiwer
 from rapidfuzz.distance import Levenshtein
 
-from .scoring import Answered, Score, Tally
+from .scoring import Answered, Score, Tally, listed
 
 ANLS_THRESHOLD = 0.5
 FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
@@ -18,6 +18,7 @@ _NOT_WORD = re.compile("[^0-9a-z]")
 _NOT_SYMBOL = re.compile("[^A-Z^a-z^0-9^\u4e00-\u9fa5]")
 
 
+@listed
 def anls(prediction: str, references: Sequence[str]) -> float:
     """Average normalised Levenshtein similarity (DocVQA, InfographicVQA, ST-VQA): of the best reference, 0 below 0.5.
 
@@ -35,6 +36,7 @@ def _distance_share(prediction: str, reference: str) -> float:
     return distance / max(len(prediction.upper()), len(reference.upper()), 1)
 
 
+@listed
 def cer(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Character error rate of a set: all errors over all characters of the references, so long lines count for more.
 
@@ -47,6 +49,7 @@ def cer(predictions: Sequence[str], references: Sequence[str]) -> float:
     return float(jiwer.cer(list(references), list(predictions)))
 
 
+@listed
 def wer(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Word error rate of a set, as `cer`; words are parted by single spaces or by runs of any white space.
 
@@ -74,6 +77,7 @@ def _fewest(outcomes: Sequence[jiwer.WordOutput | jiwer.CharacterOutput]) -> Tal
     return min(tallies, key=lambda tally: (tally.value, tally.weight), default=Tally(1.0))
 
 
+@listed
 def word_accuracy(prediction: str, references: Sequence[str]) -> float:
     """1 if the answer equals a reference in its letters a to z and digits, whatever the case (IIIT5K, SVT, IC13, ...).
 
@@ -83,6 +87,7 @@ def word_accuracy(prediction: str, references: Sequence[str]) -> float:
     return float(any(_letters(prediction) == _letters(reference) for reference in references))
 
 
+@listed
 def one_minus_ned(prediction: str, references: Sequence[str]) -> float:
     """1 - edit distance / length of the longer text, over letters a to z and digits; of the best reference.
 
@@ -130,6 +135,7 @@ def _characters(prediction: str, reference: str) -> tuple[int, int, int]:
     return sum(block.size for block in blocks), len(read), len(wanted)
 
 
+@listed
 def ocrbench(prediction: str, references: Sequence[str], *, formula: bool = False) -> float:
     """OCRBench v1: 1 if the answer contains a reference, inside a longer word too, whatever the case.
 

@@ -6,7 +6,11 @@ metric says only what each answer adds, and any figure can be had of any part of
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import wraps
+from typing import Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Over = Literal["samples", "mean of categories", "sum of categories"]
 """What a figure is the ratio of: all samples, or each category by itself."""
@@ -39,6 +43,20 @@ class Tally:
     def value(self) -> float:
         """Points per weight; over no weight (an empty reference) the points themselves, which is jiwer's rule."""
         return self.points / self.weight if self.weight else self.points
+
+
+def listed(score: Callable[P, R]) -> Callable[P, R]:
+    """Marks a metric of `(prediction, references)`: one text in the place of the list raises TypeError, for it would be
+    compared letter by letter."""
+
+    @wraps(score)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        references = kwargs["references"] if "references" in kwargs else args[1]
+        if isinstance(references, str):
+            raise TypeError(f"{score.__name__}: references are a list of texts, not the text {references[:40]!r}")
+        return score(*args, **kwargs)
+
+    return checked
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
@@ -80,6 +98,11 @@ def no_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
     return None
 
 
+def blank_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """For rules by which a reference has to stand in the answer: an empty one stands in every answer."""
+    return None if all(map(str.strip, references)) else "one of the answers is empty, and stands in every text"
+
+
 @dataclass(frozen=True)
 class Metric:
     """How a set of answers is scored."""
@@ -89,8 +112,7 @@ class Metric:
     summary: str
     figures: tuple[Figure, ...] = (Figure("score"),)
     """The first is the metric's own number."""
-    over: Literal["samples", "mean of categories", "sum of categories"] = "samples"
-    """What a figure is the ratio of: all samples, or each category by itself."""
+    over: Over = "samples"
     fault: Callable[[Sequence[str], Sequence[str]], str | None] = no_fault
     """From references and choices to why no answer could be right: the annotation, not the answer, is then at fault."""
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
+from .scoring import listed
+
 RELAXED_TOLERANCE = 0.05
 
 # MMMU's three shapes of a number. A run of digits is never entered in its middle nor given back, which changes no match
@@ -20,6 +22,7 @@ _TRIVIAL = {":", ",", ".", "!", "?", ";", "'"}
 _COUNT = re.compile(r"\d+")
 
 
+@listed
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """1 if the answer equals a reference, whatever the case and the spaces around it.
 
@@ -29,6 +32,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     return float(prediction.strip().lower() in {reference.strip().lower() for reference in references})
 
 
+@listed
 def loose_match(prediction: str, references: Sequence[str]) -> float:
     """`exact_match` after runs of spaces became one and one period at the end was dropped, on both sides.
 
@@ -42,6 +46,7 @@ def _without_period(text: str) -> str:
     return " ".join(text.split()).removesuffix(".")
 
 
+@listed
 def gqa(prediction: str, references: Sequence[str]) -> float:
     """1 if the answer, without periods at its end, equals a reference, whatever the case.
 
@@ -51,6 +56,7 @@ def gqa(prediction: str, references: Sequence[str]) -> float:
     return float(prediction.strip().rstrip(".").lower() in {reference.lower() for reference in references})
 
 
+@listed
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
     """ChartQA's relaxed accuracy: numbers may be off by 5 % of the reference, all else must be equal but for case.
 
@@ -75,6 +81,7 @@ def _number(text: str) -> float | None:
         return None
 
 
+@listed
 def mmmu_open(prediction: str, references: Sequence[str]) -> float:
     """MMMU's rule for open questions: 1 if a number of the answer equals a reference, or its text contains one.
 
@@ -118,6 +125,7 @@ def _mmmu_normalise(text: str) -> list[str | float]:
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
+@listed
 def ocrbench_v2_vqa(
     prediction: str, references: Sequence[str], *, chinese: bool = False, case_sensitive: bool = False
 ) -> float:
@@ -150,6 +158,7 @@ def _v2_similarity(answer: str, truth: str, chinese: bool) -> float:
     return similarity if similarity >= 0.5 else 0.0
 
 
+@listed
 def ocrbench_v2_choice(prediction: str, references: Sequence[str]) -> float:
     """OCRBench v2's rule for rows that are marked "multiple choice": the letters of the answer, and letters alone, are
     the reference's.
@@ -159,6 +168,7 @@ def ocrbench_v2_choice(prediction: str, references: Sequence[str]) -> float:
     return float("".join(filter(str.isalpha, prediction)) in references)
 
 
+@listed
 def ocrbench_v2_counting(prediction: str, references: Sequence[str], *, exact: bool = False) -> float:
     """OCRBench v2's rule for counts: 1 - |first number in the answer - reference| / reference, 0 unless above 0.5.
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 
+from .scoring import listed
+
 _Reader = Callable[[str], str]
 
 # Every contraction that the VQA table knows, written as it should be. A prediction that lacks exactly one of the
@@ -53,6 +55,7 @@ def people_fault(references: Sequence[str], choices: Sequence[str]) -> str | Non
     return few if len(references) == 1 else None
 
 
+@listed
 def vqa_accuracy(prediction: str, references: Sequence[str], *, strict_official: bool = False) -> float:
     """VQAv2 accuracy: the mean over the references of min(1, matches among the *other* references / 3).
 
@@ -72,6 +75,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str], *, strict_official:
     return _agreement(prediction, references, _flat if unanimous else _official_normalise)
 
 
+@listed
 def textvqa_accuracy(prediction: str, references: Sequence[str]) -> float:
     """VQA accuracy on answers as the EvalAI processor reads them (`evalai_normalise`), on both sides.
 
@@ -81,6 +85,7 @@ def textvqa_accuracy(prediction: str, references: Sequence[str]) -> float:
     return _agreement(prediction, references, evalai_normalise)
 
 
+@listed
 def vizwiz_accuracy(prediction: str, references: Sequence[str]) -> float:
     """VQA accuracy as the VizWiz challenge scores it: the prediction alone is normalised, the references as they are.
 

@@ -18,7 +18,7 @@ def differences(published: Published, result: TaskResult) -> list[str]:
     if published.differs:
         found.append(published.differs)
     if conditions.subset:
-        found.append(f"here only {conditions.subset}")
+        found.append(f"here {conditions.subset}")
     if result.counts.missing:
         found.append(f"here {result.counts.missing:,} answers are missing")
     if result.counts.faulty:

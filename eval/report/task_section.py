@@ -119,6 +119,7 @@ def _everything(result: TaskResult) -> dict[str, str]:
         "digest of the questions": conditions.questions,
         "model": conditions.model,
         "kit version": conditions.kit_version,
+        **({"submission file": result.submission} if result.submission else {}),
     }
 
 

@@ -145,6 +145,7 @@ class CsvTable(SpanTable):
         self._format: dict[str, Any] = {
             "delimiter": "," if path.suffix == ".csv" else "\t",
             "quoting": csv.QUOTE_NONE if path.suffix == ".txt" else csv.QUOTE_MINIMAL,
+            "strict": True,  # or a quote that is never closed takes all rows up to the next one into its value
         }
         csv.field_size_limit(sys.maxsize)  # pictures in base64 are longer than the module allows by default
 
@@ -169,7 +170,7 @@ class CsvTable(SpanTable):
                     yield Span(start, counted.bytes - start, line), values
                 start, line = counted.bytes, counted.lines + 1
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"`{self.path}` is no table, line {line}: {error}") from error
+            raise ConfigError(f"`{self.path}` is no table, line {line}: {_told(error)}") from error
 
     def row(self, index: int) -> Row:
         span = self._span(index)
@@ -183,6 +184,16 @@ class CsvTable(SpanTable):
             name: None if value in ("", "nan", "NaN") else value
             for name, value in zip(self._columns, values, strict=True)
         }
+
+
+def _told(error: Exception) -> str:
+    """The csv module's two complaints about quotes in words that say what to do."""
+    quotes = {
+        "unexpected end of data": "a quote is opened and never closed",
+        "',' expected after '\"'": "a value goes on after its closing quote; inside quotes, a quote is written twice",
+        "'\t' expected after '\"'": "a value goes on after its closing quote; inside quotes, a quote is written twice",
+    }
+    return quotes.get(str(error), str(error))
 
 
 class _Counted:

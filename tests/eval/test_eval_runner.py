@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def test_every_row_is_written_scored_and_counted(stub: Any, mine: str, tmp_path:
     assert written[2]["truncated"] is True
     assert written[0]["references"] == ["navy", "blue"]
     assert written[1]["error"] is None
-    assert "missing.png: no such file" in written[4]["error"]
+    assert re.search(r"mine\.jsonl, row 5 \(line 5\): .*missing.png: no such file", written[4]["error"])
     assert "a row has one of" in written[5]["error"]
     assert {name: (part.score, part.n, part.errors) for name, part in result.categories.items()} == {
         "colour": (pytest.approx(2 / 3), 3, 1),
@@ -182,6 +183,13 @@ def test_hidden_answers_give_a_submission_and_no_score(stub: Any, tmp_path: Path
     assert [sample["verdict"] for sample in samples] == ["unscored"] * 3 + ["error"]
     run(stub(lambda sample: "x"), [str(tmp_path / "task.yaml")], **{**arguments, "out": tmp_path / "few"}, limit=2)
     assert not (tmp_path / "few/hidden/submission.json").exists()  # a server refuses a part
+    assert results[0].submission == f"{tmp_path}/out/hidden/submission.json, 1 answers empty that could not be had"
+    assert "submission file" in text_of(results)
+    (tmp_path / "data.json").write_text(json.dumps([*rows, {"id": 2, "question": "Again?"}]))
+    (again,) = run(stub(lambda sample: "Two"), [str(tmp_path / "task.yaml")], **arguments)
+    assert "submission.json, without 1 questions whose annotation cannot be used" in again.submission
+    (few,) = run(stub(lambda sample: "x"), [str(tmp_path / "task.yaml")], **arguments, limit=2)
+    assert few.submission == "none, for a server refuses a part of the questions"
 
 
 def test_ids_that_no_server_has(stub: Any, tmp_path: Path) -> None:
@@ -284,6 +292,29 @@ def test_run_refuses_before_it_loads(mine: str, tmp_path: Path) -> None:
         run(nowhere, ["mine"], data=mine, out=mine)
     with pytest.raises(ConfigError, match="holds no model"):
         run(nowhere, ["mine"], data=mine)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/answers.jsonl").write_text('{"said": "x"}\n')
+    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 1 is no answer as this version"):
+        run(nowhere, ["mine"], data=mine, out=tmp_path)
+
+
+def test_results_of_other_tasks_of_the_same_model_stay(stub: Any, mine: str, tmp_path: Path) -> None:
+    def stored() -> dict[str, float]:
+        return {
+            one["task"]: one["counts"]["n"] for one in json.loads((tmp_path / "results.json").read_text())["results"]
+        }
+
+    run(stub(reply), ["mine"], data=mine, out=tmp_path)
+    run(stub(lambda sample: "x"), ["words"], out=tmp_path, limit=3)
+    assert stored() == {"mine": 5, "words": 3}
+    run(stub(lambda sample: "x"), ["words"], out=tmp_path, limit=4)
+    assert stored() == {"mine": 5, "words": 4}
+    other = type("Other", (), {"replies": stub(lambda sample: "x").replies})
+    run(other(), ["words"], out=tmp_path, limit=2)
+    assert stored() == {"words": 2}  # another model's are no results of this one
+    (tmp_path / "results.json").write_text("{")
+    run(stub(lambda sample: "x"), ["words"], out=tmp_path, limit=2)
+    assert stored() == {"words": 2}
 
 
 def test_task_folder_cannot_leave_out(tmp_path: Path) -> None:

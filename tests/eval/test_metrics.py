@@ -385,3 +385,19 @@ def test_the_list_of_metrics() -> None:
     assert set(m.__all__) <= set(dir(m))
     assert m.descriptions().keys() == METRICS.keys()
     assert all(m.descriptions().values())
+
+
+@pytest.mark.parametrize("function", [m.vqa_accuracy, m.anls, m.cer, m.exact_match, m.ocrbench, m.scienceqa])
+def test_one_text_in_the_place_of_the_references_is_refused(function: Callable[..., float]) -> None:
+    with pytest.raises(TypeError, match=f"{function.__name__}: references are a list of texts, not the text 'yes'"):
+        function("yes", "yes")
+    with pytest.raises(TypeError, match="not the text"):
+        function("yes", references="yes")
+
+
+@pytest.mark.parametrize("name", ["contains", "ocrbench", "ocrbench_v2_vqa", "ocrbench_v2_counting_exact"])
+def test_an_empty_reference_that_stands_in_every_answer_is_a_fault(name: str) -> None:
+    (won,) = METRICS[name].score([Answered("anything", ["right", " "])])
+    assert won.goodness == 1  # what the scorers do, and why such a question is not asked
+    assert METRICS[name].fault(["right", " "], ()) == "one of the answers is empty, and stands in every text"
+    assert METRICS[name].fault(["right"], ()) is None

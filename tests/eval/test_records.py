@@ -154,6 +154,8 @@ def test_rows_without_or_with_two_partners(tmp_path: Path) -> None:
         ("rows.csv", "a,b\n1,2\n", "is of another format: `id` is missing; its keys: a, b"),
         ("rows.jsonl", '{"b": 1}\n', "is of another format: `id` is missing; its keys: b"),
         ("rows.csv", b"a\n\xff\n", "is no table, line 2"),
+        ("rows.csv", 'id,q,a\n1,?,x\n2,"?,y\n3,?,z\n', "is no table, line 3: a quote is opened and never closed"),
+        ("rows.tsv", 'id\tq\ta\n1\t"?" so\tx\n', "is no table, line 2: a value goes on after its closing quote"),
         ("rows.parquet", "PAR?", "is no Parquet file"),
         ("rows.xlsx", "x", "allowed: .json, .jsonl, .csv, .tsv, .txt, .parquet"),
     ],

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from collections import Counter
 from itertools import pairwise
@@ -124,8 +125,8 @@ def test_no_score_stands_beside_a_part_of_the_questions_or_an_unfinished_run() -
     part = made([says("yes")], asked, subset="1 of 8 questions")
     assert comparisons(part) == []
     assert [why for _, why in others(part)] == [
-        ["here only 1 of 8 questions"],
-        ["split test, here val", "here only 1 of 8 questions"],
+        ["here 1 of 8 questions"],
+        ["split test, here val", "here 1 of 8 questions"],
     ]
     assert others(made([says("yes"), says(None)], asked))[0][1] == ["here 1 answers are missing"]
     faulty = made([says("yes"), says(None, fault="bad")], asked)
@@ -237,3 +238,20 @@ def test_pictures_are_what_the_first_encoder_saw(toy: Any, mine: str, stub: Any,
     assert len(seen.cells) == len(expected) > 2
     assert seen.original is not None
     assert seen.original.size == (24, 16)
+
+
+def test_no_score_stands_beside_another_number_of_questions(stub: Any, tmp_path: Path) -> None:
+    """A shortened file is no less a part of the benchmark than `--limit`."""
+    rows = [{"question": f"Is it {n}?", "answer": "yes"} for n in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {"name": "json", "path": str(tmp_path / "rows.json")}
+    whole = Task(name="own", version=1, source=source, metric="yes_no", size=3, published=(score(),))  # type: ignore[arg-type]
+    short = whole.changed(size=9)
+
+    def asked(task: Task, **options: Any) -> Any:
+        return evaluate(stub(lambda sample: "yes"), task, out=tmp_path, progress=False, **options)
+
+    assert [one for _, found in comparisons(asked(whole)) for one in found] == [score()]
+    said = "3 questions in the source, 9 in the benchmark's part"
+    assert [why for _, why in others(asked(short))] == [[f"here {said}"]]
+    assert [why for _, why in others(asked(short, limit=2))] == [[f"here 2 of 3 questions; {said}"]]

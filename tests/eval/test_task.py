@@ -64,6 +64,7 @@ versoin: 1
 source: {name: json, pth: x.json}
 metric: anlz
 prompt: "{question} {question}"
+open_prompt: 'As {"total": 1}: {question'
 splits: {val: {source: {files: x}}}
 max_new_tokens: "many"
 """
@@ -78,12 +79,14 @@ max_new_tokens: "many"
         "source.pth",
         "metric",
         "prompt",
+        "open_prompt",
         "max_new_tokens",
     }
     assert "did you mean `version`?" in found["versoin"]
     assert "did you mean `path`?" in found["source.pth"]
     assert "did you mean `anls`?" in found["metric"]
     assert "more than once" in found["prompt"]
+    assert "`{question` lacks its closing brace" in found["open_prompt"]
     assert "many" in found["max_new_tokens"]
     assert "task.yaml" in str(caught.value)
 
@@ -173,3 +176,13 @@ def test_data_goes_wherever_it_is_named(tmp_path: Path) -> None:
     assert task.source.options == {"path": "here/x.json", "images": "here/pictures"}
     on_hub = load_task(write(tmp_path, text + "hub: {name: json, path: hub.json}\n"))
     assert on_hub.on_hub().source.options == {"path": "hub.json"}
+
+
+def test_a_source_is_opened_once_and_not_carried_to_another_split(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(f'[{{"question": "Who is {name}?", "answer": "x"}}]')
+    text = f"name: own\nversion: 1\nsource: {{name: json, path: {tmp_path}/a.json}}\nmetric: anls\n"
+    task = load_task(write(tmp_path, text + f"splits: {{b: {{source: {{path: {tmp_path}/b.json}}}}}}\n"))
+    assert task.open() is task.open()
+    assert task.on_split("b").open()[0].turns[0].text == "Who is b?"
+    assert task.open()[0].turns[0].text == "Who is a?"

@@ -106,6 +106,9 @@ def test_shipped_tasks_are_whole(name: str) -> None:
             load_task(name + (f"@{split}" if split else "") + f":{variant}", data="somewhere")
     assert task.split or name == "text_recognition"
     assert not task.submission or task.submission in FORMATS
+    for part in ["", *task.splits]:
+        beside = [item for item in task.published if item.split in ((part, "") if part else ("", task.split))]
+        assert not beside or load_task(f"{name}@{part}" if part else name).size, "scores stand beside any number"
     for item in task.published:
         assert item.prompt in ("default", "own", *task.prompts), item
         assert item.split in ("", *task.splits), item

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import picture
 from vlm.answering import Answer, in_order
@@ -231,3 +234,16 @@ def test_identity(toy: Callable[..., Any], tmp_path: Any) -> None:
     longer = toy("mlp")
     longer.processor.chat.stop_ids = [*longer.processor.chat.stop_ids, 65]
     assert identity(longer) != known
+
+
+def test_merges_are_part_of_the_identity(toy: Callable[..., Any]) -> None:
+    """Two tokenizers of one vocabulary may cut the same text differently."""
+    model = toy("mlp")
+    known = {identity(model)}
+    vocabulary = {text: number for number, text in enumerate([*map(chr, range(97, 123)), "ab", "bc"])}
+    for merges in ([("a", "b"), ("b", "c")], [("b", "c"), ("a", "b")]):
+        model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocabulary, merges)))
+        known.add(identity(model))
+        model.tokenizer("abc", truncation=True, max_length=2)
+        known.add(identity(model))
+    assert len(known) == 3

@@ -180,6 +180,10 @@ def test_data_of_tasks_is_found_wrong_before_anything_is_trained(tmp_path: Path)
     assert "data.handwritten" in stranger
     assert "did you mean `handwriting`" in stranger
     assert "reads no files" in said({"own": str(rows), "handwriting": "x"})[0]
+    own.write_text(own.read_text() + "\nhidden: true\n")
+    assert said({"own": str(rows)}) == []
+    (hidden,) = running.task_problems(tasks, {"own": str(rows)}, scored=True)
+    assert "are kept by a server: there is no score to compare" in hidden.message
 
 
 def test_an_unfinished_grid_says_what_is_not_done(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.compare.cells import Cell, Prepared
-from vlm.compare.process import FAILED, LOG, TALLIES, TASK, read_usage, write_json
+from vlm.compare.process import FAILED, LOG, TALLIES, TASK, read_usage
+from vlm.files import write_json
 
 LOOK = 0.1
 """Seconds between two looks at the processes."""

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlm.locking import lock
+from vlm.files import lock, write_json
 
 TASK, USAGE, FAILED, TALLIES, LOG = "cell.json", "usage.json", "failed.json", "tallies.json", "log.txt"
 BEAT = 1.0
@@ -112,13 +112,6 @@ def read_usage(folder: Path) -> Usage:
     """What a run has taken so far; nothing if it was never taken up."""
     file = folder / USAGE
     return Usage(**json.loads(file.read_text(encoding="utf8"))) if file.is_file() else Usage()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    fresh = path.with_name(path.name + ".writing")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
-    fresh.replace(path)
 
 
 def main(folder: Path, parent: int) -> int:

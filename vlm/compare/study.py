@@ -12,8 +12,9 @@ from vlm.compare.budgets import CellPlan, plan_cell, scaled
 from vlm.compare.cells import Cell, Cells, Prepared, expand
 from vlm.compare.grid import SEED, Grid, read_grid
 from vlm.compare.jobs import Job, job, run_jobs
-from vlm.compare.process import TALLIES, read_usage, write_json
+from vlm.compare.process import TALLIES, read_usage
 from vlm.errors import ConfigError, Problem
+from vlm.files import write_json
 from vlm.recipe import Recipe, changed
 from vlm.starting import misfits, shapes
 
@@ -170,7 +171,7 @@ def _task_problems(grid: Grid, cells: Cells) -> list[Problem]:
     problems: list[Problem] = []
     sets = {tuple(cell.recipe.get("eval", [])): cell.name for cell in cells.cells}
     for tasks, name in sets.items():
-        found = running.task_problems(tasks, grid.data)
+        found = running.task_problems(tasks, grid.data, scored=True)
         place = "tasks" if grid.tasks is not None else f"{name}.eval"
         problems += [
             problem if problem.place.startswith("data") else Problem(place, problem.message) for problem in found
