@@ -9,15 +9,12 @@ images. A bootstrap over three seeds would give intervals far too short: it draw
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..metrics.intervals import Interval
+from ..metrics.intervals import Array, Interval, combined, per_weight
 from ..metrics.scoring import Over
 
-Array = NDArray[Any]
 LEVEL = 0.95
 
 
@@ -49,13 +46,11 @@ def pseudovalues(sums: Array, over: Over = "samples") -> Array:
     """
     totals = sums.sum(1, keepdims=True)  # [S, 1, K, 3]
     points, weights, answers = (totals[..., part] for part in range(3))
-    ratios = np.divide(points, weights, out=points.copy(), where=weights != 0)  # over no weight the points themselves
+    ratios = per_weight(points, weights)
     images = sums.shape[1]
     moved = np.where(weights != 0, sums[..., 0] - ratios * sums[..., 1], sums[..., 0] - points / images)
     influences = images * moved / np.where(weights != 0, weights, 1)
-    values = (ratios + influences).sum(-1)
-    present = np.maximum(1, (answers > 0).sum(-1)) if over == "mean of categories" else 1
-    return values / present  # type: ignore[no-any-return]
+    return combined(ratios + influences, answers, over)
 
 
 def estimate(values: Array) -> Estimate:

@@ -11,9 +11,9 @@ import numpy as np
 from vlm.files import replacing
 
 from ..metrics import METRICS
+from ..metrics.intervals import Array
 from ..metrics.scoring import Figure, Over
 from ..results import TaskResult
-from .paired import Array
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .scoring import Metric, Score
+from .scoring import Metric, Over, Score
 
 RESAMPLES = 1000
 """Sets drawn for an interval; its ends then vary by a few hundredths of its width."""
@@ -62,12 +62,20 @@ def _sums(metric: Metric, scores: Sequence[Score], clusters: Sequence[str], cate
 
 
 def _values(metric: Metric, sums: Array) -> Array:
-    """[..., F, K, 3] -> the figures [..., F]: ratios over no weight are their points, as `Tally` says."""
-    points, weights, answers = (sums[..., part] for part in range(3))
-    values = np.divide(points, weights, out=points.copy(), where=weights != 0).sum(-1)
-    if metric.over != "mean of categories":
-        return values  # type: ignore[no-any-return]
-    return values / np.maximum(1, (answers > 0).sum(-1))  # type: ignore[no-any-return]
+    """[..., F, K, 3] -> the figures [..., F]."""
+    return combined(per_weight(sums[..., 0], sums[..., 1]), sums[..., 2], metric.over)
+
+
+def per_weight(points: Array, weights: Array) -> Array:
+    """`vlm.eval.metrics.scoring.Tally.value` of many."""
+    return np.divide(points, weights, out=points.copy(), where=weights != 0)  # type: ignore[no-any-return]
+
+
+def combined(values: Array, answers: Array, over: Over) -> Array:
+    """Values of K categories and their numbers of answers [..., K] -> the figure [...]: the mean of those that have an
+    answer, or the sum."""
+    present = np.maximum(1, (answers > 0).sum(-1)) if over == "mean of categories" else 1
+    return values.sum(-1) / present  # type: ignore[no-any-return]
 
 
 def _drawn(metric: Metric, sums: Array, seed: int) -> Array:
@@ -86,7 +94,7 @@ def _times(rng: np.random.Generator, count: int) -> Array:
 def _alike(sums: Array) -> bool:
     """Whether all clusters [I, K, 3] that weigh anything are worth the same."""
     points, weights = sums[..., 0].sum(-1), sums[..., 1].sum(-1)
-    values = np.divide(points, weights, out=points.copy(), where=weights != 0)[(points != 0) | (weights != 0)]
+    values = per_weight(points, weights)[(points != 0) | (weights != 0)]
     return len(values) < 2 or bool(np.ptp(values) < 1e-12)
 
 

@@ -221,3 +221,17 @@ def _variable_problems(grid: Grid) -> Iterator[Problem]:
     known = [*(name for axis in grid.axes for name in grid.names(axis)), *grid.prepare]
     for name in sorted(grid.variables() - set(known)):
         yield Problem("", f"`${name}` is no axis and no model of `prepare`;{choices(name, known)}")
+
+
+def budget_said(grid: Grid) -> str:
+    """The budget in words."""
+    if grid.budget is None:
+        return "every cell trains for the steps that its recipe says"
+    kind = grid.budget.kind
+    words = {
+        "steps": "the same number of optimiser steps",
+        "tokens": "the same number of positions of the LLM's sequence (visual and text, over all stages)",
+        "flops": "the same planned compute (FLOPs, forward and backward, over all stages)",
+    }[kind]
+    amount = grid.budget.amount
+    return f"every cell gets {words}: {'its baseline' + chr(39) + 's' if amount is None else f'{amount:,.4g}'}"

@@ -5,15 +5,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlm.compare.grid import budget_said
 from vlm.compare.jobs import Job
-from vlm.compare.study import Study, budget_said
 from vlm.planning.tables import flops, number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vlm.compare.study import Study
 
-def dry_run(found: Study) -> list[Any]:
+
+def dry_run(found: "Study") -> list[Any]:
     """The cells with what each takes."""
     from rich.table import Table
     from rich.text import Text
@@ -38,7 +40,7 @@ def dry_run(found: Study) -> list[Any]:
     jobs = len(found.jobs)
     done = sum(one.done for one in found.jobs)
     first = [f"trained first: {', '.join(found.cells.prepared)}"] if found.cells.prepared else []
-    notes = [budget_said(found), *first, f"{jobs} runs, {done} of them done"]
+    notes = [budget_said(found.grid), *first, f"{jobs} runs, {done} of them done"]
     notes += [note for plan in found.plans.values() for note in plan.notes]
     return [table, *(Text(note) for note in dict.fromkeys(notes))]
 

@@ -10,7 +10,7 @@ from vlm import running
 from vlm.assembly import blueprint
 from vlm.compare.budgets import CellPlan, plan_cell, scaled
 from vlm.compare.cells import Cell, Cells, Prepared, expand
-from vlm.compare.grid import SEED, Grid, read_grid
+from vlm.compare.grid import SEED, Grid, budget_said, read_grid
 from vlm.compare.jobs import Job, job, run_jobs
 from vlm.compare.process import TALLIES, read_usage
 from vlm.errors import ConfigError, Problem
@@ -108,7 +108,7 @@ def collect(found: Study) -> Any:
                 trained_tokens=plan.total("tokens", steps) or 0.0,
             )
         )
-    words = {"title": found.name, "description": found.grid.description, "budget": budget_said(found)}
+    words = {"title": found.name, "description": found.grid.description, "budget": budget_said(found.grid)}
     return comparison.compare(shown, **words, notes=_notes(found))
 
 
@@ -122,20 +122,6 @@ def write(result: Any, out: Path) -> None:
 def name_of(source: str | Path | Mapping[str, Any]) -> str:
     """What a comparison is called."""
     return "comparison" if isinstance(source, Mapping) else Path(source).stem
-
-
-def budget_said(found: Study) -> str:
-    """The budget in words."""
-    if found.grid.budget is None:
-        return "every cell trains for the steps that its recipe says"
-    kind = found.grid.budget.kind
-    words = {
-        "steps": "the same number of optimiser steps",
-        "tokens": "the same number of positions of the LLM's sequence (visual and text, over all stages)",
-        "flops": "the same planned compute (FLOPs, forward and backward, over all stages)",
-    }[kind]
-    amount = found.grid.budget.amount
-    return f"every cell gets {words}: {'its baseline' + chr(39) + 's' if amount is None else f'{amount:,.4g}'}"
 
 
 def _problems(cells: Cells) -> list[Problem]:
