@@ -15,7 +15,7 @@ from vlm.loading import load
 from vlm.model import VLM
 
 from .answer_log import AnswerLog
-from .metrics import METRICS
+from .metrics import metric_named
 from .predictions import score_predictions
 from .report.images import Pictures, Seen
 from .report.page import write_report
@@ -47,7 +47,7 @@ def run(
             single one may be given as it is.
         data: the path that `$DATA` stands for in the tasks, or a path by task.
         out: folder to write to; `eval` in the model's folder if absent (`runs/eval` for a model that has none).
-        metric: takes the place of the tasks' own.
+        metric: takes the place of the tasks' own; a name, or one of your own as `package.module:NAME`.
         limit: ask only so many questions of each task.
         batch_size: samples per forward pass.
         device: where a model is loaded to; the fastest there is if absent.
@@ -156,8 +156,8 @@ def load_tasks(names: Sequence[str], data: str | Mapping[str, str] | None, metri
     """
     if not names:
         raise ConfigError("no task to run; name at least one")
-    if metric is not None and metric not in METRICS:
-        raise ConfigError(unknown("metric", metric, METRICS))
+    if metric is not None:
+        metric_named(metric)
     bare = [load_task(name) for name in names]
     labels, known = [task.label for task in bare], [task.name for task in bare]
     twice = sorted({label for label in labels if labels.count(label) > 1})

@@ -16,7 +16,7 @@ from vlm.recipe import Part, PartSpec, read_yaml
 from vlm.sample import IMAGE_MARK, Sample, Turn
 from vlm.schema import check_options, validate
 
-from .metrics import METRICS
+from .metrics import metric_named
 from .metrics.scoring import Metric
 
 DATA = "$DATA"
@@ -90,7 +90,7 @@ class Task(BaseModel):
     hidden: bool = False
     """Whether the samples come without answers; see `Split`."""
     metric: str
-    """A name in `vlm.eval.metrics.METRICS`."""
+    """A name in `vlm.eval.metrics.METRICS`, or one of your own as `package.module:NAME`."""
     prompt: str = "{question}"
     """The user's last turn: `{question}` is the sample's own text, `{options}` its choices, and any other name in
     braces one of the fields that the source gives."""
@@ -109,7 +109,7 @@ class Task(BaseModel):
 
     @property
     def scoring(self) -> Metric:
-        return METRICS[self.metric]
+        return metric_named(self.metric)
 
     @property
     def label(self) -> str:
@@ -311,8 +311,11 @@ def _problems(raw: dict[str, Any]) -> Iterator[Problem]:
     except ConfigError as error:
         yield from error.problems
     metric, prompts = raw.get("metric"), raw.get("prompts")
-    if isinstance(metric, str) and metric not in METRICS:
-        yield Problem("metric", unknown("metric", metric, METRICS))
+    if isinstance(metric, str):
+        try:
+            metric_named(metric)
+        except ConfigError as error:
+            yield from error.under("metric").problems
     prompts = {f"prompts.{key}": text for key, text in prompts.items()} if isinstance(prompts, dict) else {}
     for place, prompt in {**{key: raw.get(key) for key in ("prompt", "open_prompt")}, **prompts}.items():
         if isinstance(prompt, str) and prompt.count("{question}") > 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm.files import replacing
 
-from ..metrics import METRICS
+from ..metrics import metric_named
 from ..metrics.intervals import Array
 from ..metrics.scoring import Figure, Over
 from ..results import TaskResult
@@ -58,7 +58,7 @@ def tallies_of(result: TaskResult) -> Tallies:
         if tally is not None
     )
     metric = result.conditions.metric
-    return Tallies(result.task, metric, figure, METRICS[metric].over, result.score, result.counts.errors, lines)
+    return Tallies(result.task, metric, figure, metric_named(metric).over, result.score, result.counts.errors, lines)
 
 
 def save_tallies(path: Path, results: Sequence[TaskResult]) -> None:

@@ -4,6 +4,11 @@ The functions behind it are pure and stand in modules by topic; every one names 
 included: a score is only worth something beside published ones.
 """
 
+from inspect import getdoc, isfunction
+
+from vlm.errors import ConfigError, unknown
+from vlm.registry import locate
+
 from .boxes import box_fault, box_scores, find_box, iou, parse_box, rec_accuracy, rec_iou
 from .captions import cider, cider_scores
 from .choices import (
@@ -63,6 +68,7 @@ __all__ = [
     "loose_match",
     "mcq_parse",
     "mcq_parse_mmmu",
+    "metric_named",
     "mme_parse",
     "mme_score",
     "mmmu_open",
@@ -184,6 +190,25 @@ METRICS: dict[str, Metric] = {
     "entity_f1": Metric(entity_scores, "F1 of entities in tags, as seqeval (FUNSD)"),
 }
 """Name -> metric, as a task's YAML and `vlm list metrics` name it."""
+
+
+def metric_named(name: str) -> Metric:
+    """A metric of `METRICS`, or of your own as `package.module:NAME`: a `Metric`, or a function of an answer and a list
+    of references that gives 0 to 1, whose mean is then the figure.
+
+    Raises:
+        ConfigError: nobody knows the name, or it is something else.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if ":" not in name:
+        raise ConfigError(unknown("metric", name, METRICS) + ", or your own as package.module:NAME")
+    found = locate(name)
+    if isinstance(found, Metric):
+        return found
+    if not isfunction(found):
+        raise ConfigError(f"`{name}` is {found!r}; allowed: a vlm.eval.metrics.scoring.Metric, or a function")
+    return Metric(each(found), (getdoc(found) or name).partition("\n")[0])
 
 
 def descriptions() -> dict[str, str]:

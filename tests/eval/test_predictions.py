@@ -8,9 +8,24 @@ import pytest
 
 from vlm.errors import ConfigError
 from vlm.eval.predictions import score_predictions
+from vlm.eval.results import TaskResult
 from vlm.eval.run import score
 from vlm.eval.task import Task, load_task
 from vlm.eval.task_runner import evaluate
+
+OWN = '''
+from vlm.eval.metrics.scoring import Figure, Metric, Score, Tally
+
+def first_letter(answer, references):
+    """Whether the first letter is right."""
+    return float(any(answer[:1] == reference[:1] for reference in references))
+
+def points(answers):
+    return [Score({"points": Tally(len(one.answer))}, 1.0) for one in answers]
+
+METRIC = Metric(points, "letters", (Figure("points", scale=10.0, unit="points"),))
+SEVEN = 7
+'''
 
 
 @pytest.fixture
@@ -126,3 +141,22 @@ def test_a_file_without_answers_is_no_score_of_nought(task: Task, tmp_path: Path
         score_predictions(task, path)
     with pytest.raises(ConfigError, match=r"out: `.*` is no folder that can be written to"):
         score(path, "mine", data=task.source.options["path"], out=path)
+
+
+def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_metrics.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.json").write_text(json.dumps([{"id": n, "question": "?", "answer": "blue"} for n in range(2)]))
+    said = answers(tmp_path, [{"id": 0, "answer": "bright"}, {"id": 1, "answer": "red"}])
+
+    def by(metric: str) -> TaskResult:
+        return score(said, "mine", data=str(tmp_path / "data.json"), metric=metric)
+
+    assert by("own_metrics:first_letter").score == 0.5
+    assert by("own_metrics:METRIC").score == 4.5
+    with pytest.raises(ConfigError, match=r"`own_metrics:SEVEN` is 7; allowed: a .*Metric, or a function"):
+        by("own_metrics:SEVEN")
+    with pytest.raises(
+        ConfigError, match="unknown metric `anlz`; did you mean `anls`.*your own as package.module:NAME"
+    ):
+        by("anlz")
