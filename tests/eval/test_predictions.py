@@ -157,6 +157,6 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match=r"`own_metrics:SEVEN` is 7; allowed: a .*Metric, or a function"):
         by("own_metrics:SEVEN")
     with pytest.raises(
-        ConfigError, match="unknown metric `anlz`; did you mean `anls`.*your own as package.module:NAME"
+        ConfigError, match=r"unknown metric `anlz`; did you mean `anls`.*your own as package.module:NAME"
     ):
         by("anlz")
