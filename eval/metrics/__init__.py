@@ -15,6 +15,8 @@ from .choices import (
     choice_fault,
     choice_scores,
     circular_scores,
+    letter_fault,
+    letter_parse,
     mcq_parse,
     mcq_parse_mmmu,
     mmmu_fault,
@@ -149,6 +151,9 @@ METRICS: dict[str, Metric] = {
         "the right letter in every rotation of the options (MMBench)",
         (Figure("score"), Figure("single")),
         fault=choice_fault,
+    ),
+    "option_letter": Metric(
+        choice_scores(letter_parse), "the right letter of options A to D in the question (MMStar)", fault=letter_fault
     ),
     "scienceqa": Metric(
         choice_scores(scienceqa_parse), "the right letter by LLaVA's rule (ScienceQA)", fault=choice_fault

@@ -13,6 +13,8 @@ _STANDALONE = re.compile(r"(?<![A-Za-z0-9'’])([A-Z])(?![A-Za-z0-9'’])")
 _SMALL = re.compile(r"\W*([a-z])\W*")
 _SCIENCEQA = re.compile(r"The answer is ([A-Z]).")
 _SCIENCEQA_LETTERS = "ABCDE"
+# Texts that stand in no answer, for options of which only the question's own words tell the texts.
+_UNTOLD = tuple("\ue000" + letter for letter in "ABCD")
 
 
 def mcq_parse(prediction: str, options: Sequence[str]) -> str | None:
@@ -105,6 +107,17 @@ def scienceqa_parse(prediction: str, options: Sequence[str]) -> str | None:
 def scienceqa(prediction: str, references: Sequence[str], options: Sequence[str] = _SCIENCEQA_LETTERS) -> float:
     """1 if the letter of `scienceqa_parse` is a reference."""
     return float(scienceqa_parse(prediction, options) in references)
+
+
+def letter_parse(prediction: str, options: Sequence[str] = ()) -> str | None:
+    """The letter A to D that `mcq_parse` reads, where the options stand in the question and their texts are not known
+    apart (MMStar)."""
+    return mcq_parse(prediction, _UNTOLD)
+
+
+def letter_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:
+    """Why no letter could be right."""
+    return choice_fault(references, _UNTOLD)
 
 
 def choice_fault(references: Sequence[str], choices: Sequence[str]) -> str | None:

@@ -48,6 +48,17 @@ def mmmu(folder: Path) -> list[Want]:
     return [Want("validation_Art_Theory_1", asked, order, ["B"], "Art_Theory", choices), open_]
 
 
+def mmstar(folder: Path) -> list[Want]:
+    import pyarrow
+    from pyarrow import parquet
+
+    question = "What is it?\nOptions: A: A red car, B: A blue one, C: Two, D: None"
+    row = {"index": 7, "question": question, "answer": "B", "category": "coarse perception", "l2_category": "x"}
+    rows = [{**row, "image": {"bytes": png(), "path": "7.jpg"}, "meta_info": {"source": "SEEDBench_IMG"}}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "mmstar.parquet")
+    return [Want("7", f"{question}\n{LETTER.rstrip('.')}", [png()], ["B"], "coarse perception")]
+
+
 def mmbench(folder: Path) -> list[Want]:
     columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "split"]
     picture = base64.b64encode(png()).decode()
@@ -288,6 +299,7 @@ LAYOUTS: dict[str, Callable[[Path], list[Want]]] = {
     "pope": vqa.pope,
     "mmmu": mmmu,
     "mmbench": mmbench,
+    "mmstar": mmstar,
     "scienceqa": scienceqa,
     "ai2d": ai2d,
     "mme": mme,

@@ -105,7 +105,7 @@ def test_nothing_is_right_without_a_reference(name: str, answer: str | None) -> 
 
 
 RIGHT = {
-    **dict.fromkeys(("multiple_choice", "circular_choice", "scienceqa", "mmmu", "mmmu_official"), "B"),
+    **dict.fromkeys(("multiple_choice", "option_letter", "circular_choice", "scienceqa", "mmmu", "mmmu_official"), "B"),
     **dict.fromkeys(("pope", "pope_pooled", "mme"), "no"),
     **dict.fromkeys(("rec", "rec_anywhere"), "[0.1, 0.2, 0.5, 0.9]"),
     **dict.fromkeys(("kie_f1", "nted"), '{"total": "9.50", "menu": [{"nm": "tea"}, {"nm": "cake"}]}'),

@@ -354,8 +354,27 @@ def test_tree_distance() -> None:
         assert fast == slow_tree_distance((one,), (other,))
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("B. A red car", "B"),
+        ("b", "B"),
+        ("The answer is (C).", "C"),
+        ("**D**", "D"),
+        ("E", None),
+        ("I cannot tell what stands in this picture at all", None),
+        ("", None),
+    ],
+)
+def test_a_letter_is_read_without_the_options_texts(answer: str, letter: str | None) -> None:
+    (score,) = METRICS["option_letter"].score([Answered(answer, ["B"])])
+    assert (score.read_as, score.goodness) == (letter, float(letter == "B"))
+
+
 FAULTS: dict[str, tuple[str, list[str]]] = {
     "multiple_choice": ("B", ["E", "green pear", "b", ""]),
+    "option_letter": ("D", ["E", "a red car", "d"]),
     "mmmu": ("A", ["F"]),
     "scienceqa": ("D", ["5"]),
     "pope": ("Yes", ["maybe", "1"]),
