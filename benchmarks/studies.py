@@ -1,4 +1,6 @@
-"""The shipped studies, run and written up: `vlm compare` on each of vlm/studies/*.yaml -> docs/studies.md and plots.
+"""The shipped studies, run: `vlm compare` on each of vlm/studies/*.yaml -> the tables and plots in docs/studies.md.
+
+What the page says about them is written by people, and has to be read again after a run.
 
 Run on a quiet machine with two cores: `python benchmarks/studies.py` (under an hour for all three; two cells at a
 time, one core each). Interrupted, the same command goes on. `--smoke` goes the whole way in a few steps and writes to
@@ -26,12 +28,6 @@ ROOT = Path(__file__).parent.parent
 SHOWN = {"nvlm": ("tokens", "compute"), "connectors": ("tokens", "differences"), "freezing": ("compute", "differences")}
 """Which plots stand on the page."""
 
-TITLES = {
-    "nvlm": "Visual tokens in the sequence, or reached by cross-attention?",
-    "connectors": "Connectors at equal numbers of visual tokens",
-    "freezing": "Which parts train when",
-}
-
 
 def smoke(name: str) -> dict[str, Any]:
     """The study with so few steps, questions and seeds that it learns nothing."""
@@ -57,24 +53,22 @@ def section(name: str, result: Any, folder: Path) -> str:
             pictures.append(f"![{result.title}: {kind}]({folder.name}/{kept.name})")
         path.unlink()
     said = "\n".join(f"- {remark}" for remark in remarks(result, task))
-    text = [f"## {TITLES[name]}", f"`vlm compare {name}`: {result.description}", FINDINGS[name]]
-    return "\n\n".join([*filter(None, text), *pictures, markdown(result, task).strip(), said])
+    head = f"`vlm compare {name}`: {result.description}"
+    return "\n\n".join([head, *pictures, markdown(result, task).strip(), said])
 
 
-INTRODUCTION = """# Three studies
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with `text` between the comments that bear `name`; what people wrote around them stays.
 
-They come with the kit (`vlm list studies`), need no download and run on a CPU. All start from the same two parts, which
-are trained apart before: an encoder that has learned to read slots (48 tokens, 4 x 12), and a small LLM that has
-learned the questions from descriptions in words (`described` in the data source `handwriting`). A connector then has to
-translate the one's tokens for the other, as between a pretrained encoder and a pretrained LLM. The task is
-`handwriting`: 2100 pictures by writers that training never saw, seven kinds of question.
-
-What holds for models of a million parameters on handwritten numbers need not hold for large ones: the studies show how
-to ask such a question, at equal cost and with honest intervals, on one's own parts and data.
-[compare.md](compare.md) explains the columns and the test. NVLM has a hybrid of both routes as well (tiles by
-cross-attention, the thumbnail in the sequence); it joins the first study once the kit has that route."""
-
-FINDINGS = {"nvlm": "", "connectors": "", "freezing": ""}
+    Raises:
+        ValueError: the page has no such comments.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page has no `{begin}` with an `{end}` after it")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def main() -> int:
@@ -84,18 +78,21 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
-    console, parts, failed = Console(), [INTRODUCTION], 0
+    console, failed = Console(), 0
+    page = ROOT / "docs" / "studies.md"
+    text = page.read_text(encoding="utf8")
+    if arguments.smoke:
+        page = arguments.out / "studies.md"
     for name in arguments.studies:
         start, out = time.perf_counter(), (arguments.out / name).resolve()
         found = comparing.study(smoke(name) if arguments.smoke else name, out)
         result = comparing.compare(found, out, at_once=arguments.jobs, console=console)
         console.print(f"{name}: {(time.perf_counter() - start) / 60:.1f} min, {len(result.failed)} failed")
         failed += len(result.failed)
-        parts.append(section(name, result, (arguments.out if arguments.smoke else ROOT / "docs") / "studies"))
-    parts.append(f"Run by `python benchmarks/studies.py` on {machine()}, {arguments.jobs} cells at a time.")
-    page = (arguments.out if arguments.smoke else ROOT / "docs") / "studies.md"
-    if len(arguments.studies) == len(SHOWN):
-        page.write_text("\n\n".join(parts) + "\n", encoding="utf8")
+        text = replaced(text, name, section(name, result, page.parent / "studies"))
+    ran = f"Run by `python benchmarks/studies.py` on {machine()}, {arguments.jobs} cells at a time"
+    text = replaced(text, "machine", f"{ran}. Scores and steps do not depend on the machine, seconds do.")
+    page.write_text(text, encoding="utf8")
     return 1 if failed else 0
 
 
