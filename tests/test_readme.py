@@ -76,7 +76,7 @@ def test_every_command_runs(page: Path, folder: Path, monkeypatch: pytest.Monkey
             continue  # `make` is looked at above; the benchmarks take minutes, and lmms-eval is not installed here
         assert words[0] == "vlm", command
         if words[1] == "compare" and "--dry-run" not in words:
-            words.append("--dry-run")  # whole grids take minutes; tests/vlm_core/test_comparing.py goes through one
+            words.append("--dry-run")  # whole grids take minutes; tests/vlm_core/test_compare.py goes through one
         if words[1] in ("demo", "train"):
             words += (
                 ["--fast"]
