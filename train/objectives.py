@@ -3,16 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlm import llm as llms
 from vlm.attention import MultiHead, default_heads
 from vlm.errors import ConfigError, Problem
 from vlm.model import VLM
 from vlm.sample import Batch
+
+from .losses import IGNORED, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,17 @@ class LanguageModelling(Objective):
         self.label_smoothing = label_smoothing
 
     def forward(self, model: VLM, batch: Batch) -> Loss:
-        """Position t predicts t + 1; logits are computed for positions with a label only."""
+        """Position t predicts t + 1; logits are computed for positions with a label only, a piece at a time."""
         if batch.labels is None:
             raise RuntimeError("language modelling needs labels; the batch has none")
         targets = batch.labels[:, 1:]
-        columns = (targets != -100).any(0).nonzero()[:, 0]  # positions at which any sample is supervised
-        logits = model(batch, use_cache=False, logits_to_keep=columns).logits
-        total = F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            targets[:, columns].flatten(),
-            ignore_index=-100,
-            reduction="sum",
+        learned = targets != IGNORED
+        total = cross_entropy(
+            model.hidden(batch)[:, :-1][learned],
+            targets[learned],
+            partial(llms.logits, model.llm),
+            parameters=llms.head_parameters(model.llm),
+            vocabulary=llms.vocabulary(model.llm),
             label_smoothing=self.label_smoothing,
         )
         return Loss(total, batch.supervised)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlm.cards import tokenizer_length
 from vlm.errors import ConfigError, Problem
@@ -115,6 +115,11 @@ def head_count(llm: nn.Module) -> int:
     return int(llm.config.get_text_config().num_attention_heads)  # type: ignore[union-attr, operator]
 
 
+def vocabulary(llm: nn.Module) -> int:
+    """Number of tokens that the head tells apart."""
+    return int(llm.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+
+
 def has_sdpa(llm: nn.Module) -> bool:
     """Whether transformers lets this family use torch's fused attention (Gemma 2's softcapping, say, rules it out)."""
     return bool(llm._supports_sdpa)
@@ -131,6 +136,61 @@ def decoder_blocks(llm: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ConfigError(f"{type(llm).__name__} has no list of {count} decoder blocks to attach to")
+
+
+def hidden_states(llm: nn.Module, **inputs: Any) -> Tensor:
+    """The last hidden states [B, T, C] of the LLM's forward on `inputs`: what its head makes logits of.
+
+    The LLM is called as always, so that whatever hangs on its forward happens; only its head sees a single position.
+    """
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> Any:
+        found.append(output[0])
+        return _Hidden((output[0][:, :1],))
+
+    handle = _base(llm).register_forward_hook(keep)
+    try:
+        llm(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def logits(llm: nn.Module, hidden: Tensor) -> Tensor:
+    """hidden [S, C] -> logits [S, V]: the LLM's own head, with the scaling or capping that its family has there."""
+    base = _base(llm)
+    before = base.__dict__.get("forward")
+    base.forward = lambda *args, **kwargs: _Hidden((hidden[None],))
+    try:
+        return llm(inputs_embeds=hidden[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
+    finally:
+        if before is None:
+            del base.forward
+        else:
+            base.forward = before
+
+
+def head_parameters(llm: nn.Module) -> list[nn.Parameter]:
+    """The parameters that `logits` depends on."""
+    return list(llm.get_output_embeddings().parameters())  # type: ignore[operator]
+
+
+def _base(llm: nn.Module) -> nn.Module:
+    """The LLM without its head."""
+    return llm.get_decoder()  # type: ignore[operator, no-any-return]
+
+
+class _Hidden(tuple[Tensor]):
+    """A decoder's output with hidden states alone; whatever else a family's output has is None."""
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Reached(Exception):

@@ -156,8 +156,11 @@ class VLM(nn.Module):
             vision: `encode(batch)`, if already at hand.
             options: further keywords for the LLM's forward (`use_cache`, `logits_to_keep`, ...).
         """
-        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.llm(**self.inputs(batch, vision), position_ids=positions, **options)
+        return self.llm(**self.inputs(batch, vision), position_ids=batch.positions, **options)
+
+    def hidden(self, batch: Batch, vision: VisionTokens | None = None) -> Tensor:
+        """The LLM's last hidden states [B, T, C]; `llms.logits` makes logits of those that are wanted."""
+        return llms.hidden_states(self.llm, **self.inputs(batch, vision), position_ids=batch.positions)
 
     def generate(
         self,

@@ -106,6 +106,11 @@ class Batch:
         return Places(self.owner, self.seen, self.rows)
 
     @property
+    def positions(self) -> Tensor:
+        """long [B, T]: the number of each position in its sample."""
+        return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+
+    @property
     def supervised(self) -> int:
         """Number of positions with a label that a causal model predicts (the first position never is)."""
         return 0 if self.labels is None else int((self.labels[:, 1:] != -100).sum())

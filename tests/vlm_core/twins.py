@@ -1,5 +1,6 @@
 """A model on the meta device and the same one with weights, each with a batch: what a plan says beside what happens."""
 
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,18 +75,25 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 
+class Kept:
+    """A tensor that autograd keeps."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(run: Any, module: nn.Module) -> int:
-    """Bytes that autograd keeps while `run` runs, but for the module's own parameters and buffers."""
+    """Bytes that autograd keeps for the backward pass of `run`, but for the module's own parameters and buffers."""
     own = storages([*module.parameters(), *module.buffers()])
-    kept: list[torch.Tensor] = []
+    kept: weakref.WeakSet[Kept] = weakref.WeakSet()  # what a graph within the forward pass kept goes with that graph
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        return tensor
+    def pack(tensor: torch.Tensor) -> Kept:
+        kept.add(one := Kept(tensor))
+        return one
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_tensors_hooks(pack, lambda one: one.tensor):
         result = run()
-    found = storages(kept)
+    found = storages([one.tensor for one in kept])
     del result
     return sum(size for key, size in found.items() if key not in own)
 
