@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlm import registry
+from vlm.collate import Example
 from vlm.data import Source
 from vlm.errors import ConfigError, Problem, join
-from vlm.processor import Example, Processor
+from vlm.processor import Processor
 from vlm.recipe import DataSpec, PartSpec, StageSpec
 from vlm.sample import Batch, Sample
 from vlm.schema import construct

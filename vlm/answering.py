@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vlm.collate import Example, Look, grouped
 from vlm.data import DataError
 from vlm.features import VisionTokens
 from vlm.images import ImageError, ImageLike
-from vlm.processor import Example, Look, SampleError, grouped
+from vlm.parts import evaluating
+from vlm.processor import SampleError
 from vlm.sample import Sample
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ def _encode(model: "VLM", images: Sequence[_Seen]) -> list[Tensor]:
     """Visual tokens [t, C] of each image."""
     questions = [None if seen.question is None else torch.tensor(seen.question) for seen in images]
     groups = [group.to(model.device) for group in grouped([seen.look for seen in images], questions)]
-    with torch.no_grad(), model.evaluating():
+    with torch.no_grad(), evaluating(model):
         vision = model.visual(groups, [seen.look.plan for seen in images])
     return list(vision.tokens.split(list(vision.counts)))
 

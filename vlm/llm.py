@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vlm.cards import tokenizer_length
 from vlm.errors import ConfigError, Problem
+from vlm.parts import evaluating
 from vlm.recipe import LlmSpec
 from vlm.tokenizers import load_tokenizer
 from vlm.weights import is_planning, transformers_config, transformers_model
@@ -191,6 +192,29 @@ class _Hidden(tuple[Tensor]):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+def isolates_packed(llm: nn.Module) -> bool:
+    """Whether samples that stand in one row, each with positions from 0 on, know nothing of each other.
+
+    Found out by trying: the second of two must come out the same whatever stands in the first. Recurrent families carry
+    their state over, and some compute masks of their own.
+    """
+    weight = embedding(llm).weight
+    if weight.is_meta:
+        return True  # asked again when there are weights
+    generator = torch.Generator().manual_seed(0)
+    first, other, second = torch.randn(3, 1, 3, weight.shape[1], generator=generator).to(weight)
+    positions = torch.arange(3, device=weight.device).repeat(2)[None]
+    try:
+        with torch.no_grad(), evaluating(llm):
+            found = [
+                hidden_states(llm, inputs_embeds=torch.cat([one, second], 1), position_ids=positions)[:, 3:]
+                for one in (first, other)
+            ]
+    except TypeError:  # a family that takes no positions counts on through the row
+        return False
+    return torch.equal(*found)
 
 
 class _Reached(Exception):

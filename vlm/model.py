@@ -1,7 +1,6 @@
 """The VLM: encoders + connector + LLM."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vlm.generation import generate
 from vlm.images import ImageLike
 from vlm.layout import Layout
 from vlm.packer import ImagePlan
+from vlm.parts import evaluating
 from vlm.prefixes import shared_cache
 from vlm.processor import Processor
 from vlm.sample import Batch, Sample, ViewGroup, ask
@@ -146,7 +146,9 @@ class VLM(nn.Module):
         extra: dict[str, Any] = {}
         if vision is not None:
             embeds, extra = self.connector.route().apply(embeds, vision, batch.places)
-        return {"inputs_embeds": embeds, "attention_mask": batch.attention_mask, **extra}
+        # transformers tells packed samples apart by positions that begin anew, where it is given no mask
+        mask = batch.attention_mask if batch.segments is None else None
+        return {"inputs_embeds": embeds, "attention_mask": mask, **extra}
 
     def forward(self, batch: Batch, vision: VisionTokens | None = None, **options: Any) -> Any:
         """Logits [B, T, V] (in a transformers output) for every position of the batch.
@@ -180,7 +182,7 @@ class VLM(nn.Module):
             groups: per sample the number of what it shows, where samples may share that (see `vlm.prefixes`).
             options: further keywords of transformers' `generate`.
         """
-        with torch.no_grad(), self.evaluating():
+        with torch.no_grad(), evaluating(self):
             inputs = self.inputs(batch, vision)
             if groups is not None and self.connector.route().in_sequence:
                 prompts = [ids[real.bool()] for ids, real in zip(batch.input_ids, batch.attention_mask, strict=True)]
@@ -188,17 +190,6 @@ class VLM(nn.Module):
                 if (cache := shared_cache(self.llm, *read, prompts, groups)) is not None:
                     options["past_key_values"] = cache
             return generate(self.llm, inputs, self.processor.chat, max_new_tokens, **options)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """In eval mode for a while; afterwards every module is in the mode that it was in."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:  # not `train()`: in a stage, frozen parts are in eval mode
-                module.training = training
 
     def ask(self, images: ImageLike | Sequence[ImageLike], question: str, *, max_new_tokens: int = 64) -> str:
         """The answer to one question about one or several images.

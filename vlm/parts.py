@@ -1,6 +1,7 @@
 """Which parameter belongs to which part, and which of them a stage trains how fast."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -46,6 +47,18 @@ def set_trainable(model: nn.Module, rates: Mapping[str, float]) -> None:
     """`requires_grad` on for the parameters in `rates` and off for all others: both ways, whatever was set before."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in rates)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode for a while; afterwards every module is in the mode that it was in."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, training in modes:  # not `train()`: in a stage, frozen parts are in eval mode
+            one.training = training
 
 
 def set_modes(module: nn.Module, inherited: bool = False) -> None:

@@ -2,60 +2,26 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 
 from vlm.chat import ChatFormat
+from vlm.collate import Example, Look, collate
 from vlm.connector import Chain
 from vlm.encoder import Encoder
 from vlm.features import Shape
 from vlm.images import ImageError, ImageLike, open_image
 from vlm.layout import Layout, Piece
 from vlm.packer import ImagePlan
-from vlm.sample import IMAGE_MARK, Batch, Sample, ViewGroup
+from vlm.sample import IMAGE_MARK, Batch, Sample
 from vlm.views import Size, View, Views, render
 
 
 class SampleError(ValueError):
     """A sample that this model cannot take; the message names it."""
-
-
-class Look:
-    """One image as a model sees it. No dataclass: it is told apart from others by being itself, not by its pixels.
-
-    Args:
-        plan: how it is shown.
-        pixels: per view one [3, H, W] per encoder.
-    """
-
-    def __init__(self, plan: ImagePlan, pixels: list[list[Tensor]]) -> None:
-        self.plan = plan
-        self.pixels = pixels
-
-
-@dataclass
-class Example:
-    """One encoded sample. Letters: T positions, N views over all its images."""
-
-    input_ids: Tensor
-    """long [T]."""
-    labels: Tensor
-    """long [T], -100 where nothing is learned."""
-    owner: Tensor
-    """long [T]: number of the sample's image that a placeholder stands for, -1 for text."""
-    seen: Tensor
-    """long [T]: number of the sample's last image so far, -1 before the first."""
-    looks: list[Look]
-    """Its images."""
-    question: Tensor | None = None
-    """long [L]: what is asked, for connectors that read it."""
-    id: str = ""
-    targets: dict[str, list[int]] = field(default_factory=dict)
 
 
 def skeleton(module: nn.Module) -> Any:
@@ -209,84 +175,18 @@ class Processor:
         )
 
     def collate(
-        self, examples: Sequence[Example], *, side: Literal["left", "right"] = "right", pixels: bool = True
+        self,
+        examples: Sequence[Example],
+        *,
+        side: Literal["left", "right"] = "right",
+        pixels: bool = True,
+        packs: Sequence[int] | None = None,
     ) -> Batch:
-        """Encoded samples -> one batch, padded on `side`; image numbers become flat over the batch.
-
-        Args:
-            examples: the samples.
-            side: where shorter ones are padded.
-            pixels: put the views in; without them the visual tokens must be at hand already.
-        """
-        first = [0]
-        for example in examples:
-            first.append(first[-1] + len(example.looks))
-        owner = [_shifted(example.owner, start) for example, start in zip(examples, first, strict=False)]
-        seen = [_shifted(example.seen, start) for example, start in zip(examples, first, strict=False)]
-        ids = [example.input_ids for example in examples]
-        return Batch(
-            input_ids=_pad(ids, self.chat.pad_id, side),
-            attention_mask=_pad([torch.ones_like(one) for one in ids], 0, side),
-            owner=_pad(owner, -1, side),
-            seen=_pad(seen, -1, side),
-            rows=torch.tensor([row for row, example in enumerate(examples) for _ in example.looks], dtype=torch.long),
-            images=[look.plan for example in examples for look in example.looks],
-            groups=grouped(
-                [look for example in examples for look in example.looks],
-                [example.question for example in examples for _ in example.looks],
-            )
-            if pixels
-            else [],
-            labels=_pad([example.labels for example in examples], -100, side),
-            ids=[example.id for example in examples],
-            targets=_stack_targets(examples),
-        )
+        """Encoded samples -> one batch; see `vlm.collate`."""
+        return collate(examples, pad_id=self.chat.pad_id, side=side, pixels=pixels, packs=packs)
 
 
 def _asked(sample: Sample) -> str:
     """The last question of a sample, without image marks."""
     said = [turn.text for turn in sample.turns if turn.role == "user"]
     return said[-1].replace(IMAGE_MARK, "").strip() if said else ""
-
-
-def grouped(looks: Sequence[Look], questions: Sequence[Tensor | None]) -> list[ViewGroup]:
-    """The views of some images, those whose sizes are equal for all encoders in one group.
-
-    Args:
-        looks: the images.
-        questions: what is asked about each (see `ViewGroup.question`).
-    """
-    views = [(pixels, question) for look, question in zip(looks, questions, strict=True) for pixels in look.pixels]
-    groups: dict[tuple[torch.Size, ...], list[int]] = {}
-    for number, (pixels, _) in enumerate(views):
-        groups.setdefault(tuple(one.shape for one in pixels), []).append(number)
-    return [
-        ViewGroup(
-            torch.tensor(numbers),
-            [torch.stack(same) for same in zip(*(views[number][0] for number in numbers), strict=True)],
-            _padded_questions([views[number][1] for number in numbers]),
-        )
-        for numbers in groups.values()
-    ]
-
-
-def _padded_questions(questions: Sequence[Tensor | None]) -> Tensor | None:
-    asked = [question for question in questions if question is not None]
-    return _pad(asked, -1, "right") if asked else None
-
-
-def _shifted(numbers: Tensor, start: int) -> Tensor:
-    return torch.where(numbers >= 0, numbers + start, numbers)
-
-
-def _pad(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:
-    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-
-
-def _stack_targets(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Fields that all samples have, padded with -100 to the longest."""
-    shared = set.intersection(*(set(example.targets) for example in examples)) if examples else set()
-    return {
-        name: _pad([torch.tensor(example.targets[name]) for example in examples], -100, "right")
-        for name in sorted(shared)
-    }

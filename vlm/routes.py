@@ -38,8 +38,10 @@ class Places:
     """long [B, T]: the flat index (over the batch) of the image that a placeholder stands for; -1 for text."""
     seen: Tensor
     """long [B, T]: the flat index of the last image at or before a position; -1 before the sample's first."""
+    since: Tensor
+    """long [B, T]: the flat index of the first image of a position's sample."""
     rows: Tensor
-    """long [I]: the sample that each image belongs to."""
+    """long [I]: the row of the batch that each image belongs to."""
 
 
 class SequenceRoute(Route):
@@ -68,7 +70,7 @@ class SequenceRoute(Route):
 class VisionStream:
     """What cross-attention blocks inside the LLM read. Reaches each block as the keyword `vision`.
 
-    Letters: K visual tokens of a sample, over all its images, padded to the longest.
+    Letters: K visual tokens of a row, over all its images, padded to the longest.
     """
 
     tokens: Tensor
@@ -77,6 +79,8 @@ class VisionStream:
     """long [B, K]: flat index of the image a token belongs to; -1 is padding."""
     seen: Tensor
     """long [B, T]: the last image at or before each position; see `Places.seen`."""
+    since: Tensor
+    """long [B, T]: the first image of each position's sample; see `Places.since`."""
     cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Keys and values by block, filled while generating: an image's are the same at each step."""
 
@@ -86,16 +90,18 @@ class VisionStream:
         Positions generated since the prompt see what its last one saw. A position that may look at nothing gets
         a mask that allows everything, since softmax over nothing is not a number: its result must be discarded.
         """
-        seen = self.seen if length == self.seen.shape[1] else self.seen[:, -1:].expand(-1, length)
-        own, last = self.image[:, None, :], seen[:, :, None]
-        mask = (own >= 0) & (own == last if sees == "latest" else own <= last)
+        seen, since = (
+            part if length == part.shape[1] else part[:, -1:].expand(-1, length) for part in (self.seen, self.since)
+        )
+        own, last, first = self.image[:, None, :], seen[:, :, None], since[:, :, None]
+        mask = (own >= 0) & (own == last if sees == "latest" else (own >= first) & (own <= last))
         some = mask.any(-1)
         return (mask | ~some[..., None])[:, None], some
 
     def repeat(self, times: int) -> "VisionStream":
         """Each sample `times` times in a row, as beam search lays its batch out."""
-        tokens, image, seen = (part.repeat_interleave(times, 0) for part in (self.tokens, self.image, self.seen))
-        return VisionStream(tokens, image, seen)
+        parts = (self.tokens, self.image, self.seen, self.since)
+        return VisionStream(*(part.repeat_interleave(times, 0) for part in parts))
 
 
 class AttentionRoute(Route):
@@ -114,4 +120,4 @@ class AttentionRoute(Route):
         mine = [rows == row for row in range(len(embeds))]
         padded = pad_sequence([vision.tokens[own] for own in mine], batch_first=True)
         image = pad_sequence([owners[own] for own in mine], batch_first=True, padding_value=-1)
-        return embeds, {"vision": VisionStream(padded, image, places.seen)}
+        return embeds, {"vision": VisionStream(padded, image, places.seen, places.since)}

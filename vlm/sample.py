@@ -79,7 +79,8 @@ class ViewGroup:
 
 @dataclass
 class Batch:
-    """Tensors of B samples, T positions, I images, N views (over all images); made by `Processor`."""
+    """Tensors of B rows, T positions, I images, N views (over all images); made by `Processor`. A row is one sample, or
+    several one behind the other that know nothing of each other (packed)."""
 
     input_ids: Tensor
     """long [B, T]; at placeholders the id of `PLACEHOLDER`, which is never looked up."""
@@ -89,6 +90,8 @@ class Batch:
     """long [B, T]; see `Places`."""
     seen: Tensor
     """long [B, T]; see `Places`."""
+    since: Tensor
+    """long [B, T]; see `Places`."""
     rows: Tensor
     """long [I]; see `Places`."""
     images: list[ImagePlan]
@@ -97,18 +100,26 @@ class Batch:
     """The N views, those of one size together."""
     labels: Tensor | None = None
     """long [B, T]: the id where the assistant speaks, -100 elsewhere (not shifted)."""
+    segments: Tensor | None = None
+    """long [B, T]: number of a position's sample in its row, -1 for padding; None where each row is one sample."""
     ids: list[str] = field(default_factory=list)
+    """Of the samples."""
     targets: dict[str, Tensor] = field(default_factory=dict)
     """long [B, slots] by field."""
 
     @property
     def places(self) -> Places:
-        return Places(self.owner, self.seen, self.rows)
+        return Places(self.owner, self.seen, self.since, self.rows)
 
     @property
     def positions(self) -> Tensor:
         """long [B, T]: the number of each position in its sample."""
-        return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        if self.segments is None:
+            return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        here = torch.arange(self.segments.shape[1], device=self.segments.device).expand_as(self.segments)
+        begins = torch.ones_like(self.segments, dtype=torch.bool)
+        begins[:, 1:] = self.segments[:, 1:] != self.segments[:, :-1]
+        return here - torch.where(begins, here, 0).cummax(1).values
 
     @property
     def supervised(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vlm.assembly import blueprint
+from vlm.collate import Example, Look
 from vlm.compare.grid import Kind
 from vlm.data import DataError
 from vlm.errors import ConfigError, Problem
@@ -22,7 +23,7 @@ from vlm.planning.plan import look
 from vlm.planning.sample import PlanSample
 from vlm.planning.shadow import META
 from vlm.planning.stage import StagePlanner
-from vlm.processor import Example, Look, SampleError
+from vlm.processor import SampleError
 from vlm.recipe import DataSpec, StageSpec
 from vlm.sample import Batch, Sample
 from vlm.stages import own_sight, sight

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from vlm.collate import Example, Look
 from vlm.model import VLM
 from vlm.packer import ImagePlan
 from vlm.planning.shadow import META
-from vlm.processor import Example, Look
 from vlm.sample import Batch, Turn
 
 

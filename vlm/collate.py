@@ -1,0 +1,156 @@
+"""Encoded samples -> a batch: rows of tensors, one sample each or several packed one behind the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vlm.packer import ImagePlan
+from vlm.sample import Batch, ViewGroup
+
+
+class Look:
+    """One image as a model sees it. No dataclass: it is told apart from others by being itself, not by its pixels.
+
+    Args:
+        plan: how it is shown.
+        pixels: per view one [3, H, W] per encoder.
+    """
+
+    def __init__(self, plan: ImagePlan, pixels: list[list[Tensor]]) -> None:
+        self.plan = plan
+        self.pixels = pixels
+
+
+@dataclass
+class Example:
+    """One encoded sample. Letters: T positions, N views over all its images."""
+
+    input_ids: Tensor
+    """long [T]."""
+    labels: Tensor
+    """long [T], -100 where nothing is learned."""
+    owner: Tensor
+    """long [T]: number of the sample's image that a placeholder stands for, -1 for text."""
+    seen: Tensor
+    """long [T]: number of the sample's last image so far, -1 before the first."""
+    looks: list[Look]
+    """Its images."""
+    question: Tensor | None = None
+    """long [L]: what is asked, for connectors that read it."""
+    id: str = ""
+    targets: dict[str, list[int]] = field(default_factory=dict)
+
+
+def collate(
+    examples: Sequence[Example],
+    *,
+    pad_id: int,
+    side: Literal["left", "right"] = "right",
+    pixels: bool = True,
+    packs: Sequence[int] | None = None,
+) -> Batch:
+    """Encoded samples -> one batch, padded on `side`; image numbers become flat over the batch.
+
+    Args:
+        examples: the samples.
+        pad_id: the token that stands where there is none.
+        side: where shorter rows are padded.
+        pixels: put the views in; without them the visual tokens must be at hand already.
+        packs: how many of the samples, in order, each row takes; one each if absent.
+    """
+    first = [0, *accumulate(len(example.looks) for example in examples)][: len(examples)]
+    owner = [_shifted(example.owner, start) for example, start in zip(examples, first, strict=True)]
+    seen = [_shifted(example.seen, start) for example, start in zip(examples, first, strict=True)]
+    since = [torch.full_like(example.owner, start) for example, start in zip(examples, first, strict=True)]
+    ids = [example.input_ids for example in examples]
+    labels = [example.labels if packs is None else _not_first(example.labels) for example in examples]
+    counts = [1] * len(examples) if packs is None else list(packs)
+    row_of = [row for row, count in enumerate(counts) for _ in range(count)]
+
+    def rows(parts: Sequence[Tensor], value: int) -> Tensor:
+        return _pad([torch.cat(row) for row in _cut(parts, counts)], value, side)
+
+    return Batch(
+        input_ids=rows(ids, pad_id),
+        attention_mask=rows([torch.ones_like(one) for one in ids], 0),
+        owner=rows(owner, -1),
+        seen=rows(seen, -1),
+        since=rows(since, 0),
+        rows=torch.tensor(
+            [row for row, example in zip(row_of, examples, strict=True) for _ in example.looks], dtype=torch.long
+        ),
+        images=[look.plan for example in examples for look in example.looks],
+        groups=grouped(
+            [look for example in examples for look in example.looks],
+            [example.question for example in examples for _ in example.looks],
+        )
+        if pixels
+        else [],
+        labels=rows(labels, -100),
+        segments=None
+        if packs is None
+        else rows([torch.full_like(one, number) for row in _cut(ids, counts) for number, one in enumerate(row)], -1),
+        ids=[example.id for example in examples],
+        targets=_stack_targets(examples),
+    )
+
+
+def grouped(looks: Sequence[Look], questions: Sequence[Tensor | None]) -> list[ViewGroup]:
+    """The views of some images, those whose sizes are equal for all encoders in one group.
+
+    Args:
+        looks: the images.
+        questions: what is asked about each (see `ViewGroup.question`).
+    """
+    views = [(pixels, question) for look, question in zip(looks, questions, strict=True) for pixels in look.pixels]
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, (pixels, _) in enumerate(views):
+        groups.setdefault(tuple(one.shape for one in pixels), []).append(number)
+    return [
+        ViewGroup(
+            torch.tensor(numbers),
+            [torch.stack(same) for same in zip(*(views[number][0] for number in numbers), strict=True)],
+            _padded_questions([views[number][1] for number in numbers]),
+        )
+        for numbers in groups.values()
+    ]
+
+
+def _padded_questions(questions: Sequence[Tensor | None]) -> Tensor | None:
+    asked = [question for question in questions if question is not None]
+    return _pad(asked, -1, "right") if asked else None
+
+
+def _cut(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    """`parts` in groups of so many."""
+    ends = list(accumulate(counts))
+    return [parts[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+
+def _not_first(labels: Tensor) -> Tensor:
+    """Labels without that of the first position, which the sample before it in a row would have to predict."""
+    labels = labels.clone()
+    labels[:1] = -100
+    return labels
+
+
+def _shifted(numbers: Tensor, start: int) -> Tensor:
+    return torch.where(numbers >= 0, numbers + start, numbers)
+
+
+def _pad(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def _stack_targets(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Fields that all samples have, padded with -100 to the longest."""
+    shared = set.intersection(*(set(example.targets) for example in examples)) if examples else set()
+    return {
+        name: _pad([torch.tensor(example.targets[name]) for example in examples], -100, "right")
+        for name in sorted(shared)
+    }
