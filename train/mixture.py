@@ -1,51 +1,89 @@
-"""Which sample comes when: a fixed order over several weighted sources."""
+"""Which sample comes when: a fixed, endless order over several weighted sources."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from vlm import registry
-from vlm.collate import Example
-from vlm.data import Source
+from vlm.data import DataError, Source
 from vlm.errors import ConfigError, Problem, join
-from vlm.processor import Processor
-from vlm.recipe import DataSpec, PartSpec, StageSpec
-from vlm.sample import Batch, Sample
+from vlm.recipe import DataSpec, PartSpec
+from vlm.sample import Sample
 from vlm.schema import construct
+
+LOOKED_AT = 16
+"""Samples by which a source is told to be text alone."""
+BLOCK = 1 << 14
+"""Samples whose sources are drawn at a time."""
+Array = NDArray[Any]
 
 
 class Mixture(Dataset[Sample]):
-    """`total` samples drawn from weighted sources in an order that depends on the seed alone, so that it is the same
-    for any number of workers and devices, and can be continued anywhere.
+    """Samples drawn from weighted sources in an order that depends on the seed alone, so that it is the same for any
+    number of workers and devices, and can be continued anywhere.
 
-    Each source is gone through in full, in a new random order each time, before a sample of it comes again.
+    Each source is gone through in full, in a new random order each time, before a sample of it comes again. What is
+    held in memory grows with the sources' sizes (8 bytes a row) and not with the number of samples drawn.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], *, total: int, seed: int) -> None:
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], *, seed: int) -> None:
         self.sources = list(sources)
-        rng = np.random.default_rng([seed, 0])
-        share = np.asarray(weights, dtype=np.float64) / sum(weights)
-        self._source = rng.choice(len(sources), size=total, p=share).astype(np.int16)
-        self._visit = np.empty(total, dtype=np.int64)
-        for number in range(len(sources)):
-            mine = self._source == number
-            self._visit[mine] = np.arange(mine.sum())
+        shares = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
+        self._ends = shares / shares[-1]
         self._seed = seed
-        self._orders: dict[tuple[int, int], Any] = {}
-
-    def __len__(self) -> int:
-        return len(self._source)
+        self._before: list[Array] = [np.zeros(len(sources), dtype=np.int64)]  # samples of each source before each block
+        self._blocks: OrderedDict[int, tuple[Array, Array]] = OrderedDict()
+        self._orders: dict[tuple[int, int], Array] = {}
 
     def __getitem__(self, index: int) -> Sample:
-        number = int(self._source[index])
-        source = self.sources[number]
-        epoch, place = divmod(int(self._visit[index]), len(source))
-        return source[place if source.ordered else int(self._order(number, epoch)[place])]
+        number, row = self.place(index)
+        return self.sources[number][row]
 
-    def _order(self, number: int, epoch: int) -> Any:
+    def place(self, index: int) -> tuple[int, int]:
+        """The source of sample `index` >= 0, and the row in it."""
+        number, visit = self._drawn(index)
+        source = self.sources[number]
+        epoch, place = divmod(visit, len(source))
+        return number, place if source.ordered else int(self._order(number, epoch)[place])
+
+    def epoch(self, index: int) -> float:
+        """How often the sources have been gone through before sample `index`: the mean of all, by their sizes."""
+        numbers = self._block(index // BLOCK)[0]
+        counts = self._before[index // BLOCK] + np.bincount(numbers[: index % BLOCK], minlength=len(self.sources))
+        return float(counts.sum() / sum(map(len, self.sources)))
+
+    def _drawn(self, index: int) -> tuple[int, int]:
+        """The source of a sample, and how many came from that source before."""
+        numbers, visits = self._block(index // BLOCK)
+        return int(numbers[index % BLOCK]), int(visits[index % BLOCK])
+
+    def _block(self, block: int) -> tuple[Array, Array]:
+        """Sources [BLOCK] of a block's samples, and how many came from the same source before each."""
+        if block not in self._blocks:
+            while len(self._before) <= block:
+                counts = np.bincount(self._sources(len(self._before) - 1), minlength=len(self.sources))
+                self._before.append(self._before[-1] + counts)
+            numbers = self._sources(block)
+            visits = np.empty(BLOCK, dtype=np.int64)
+            for number in range(len(self.sources)):
+                mine = numbers == number
+                visits[mine] = self._before[block][number] + np.arange(mine.sum())
+            self._blocks[block] = numbers, visits
+            if len(self._blocks) > 4:  # workers and windows are not far from each other
+                self._blocks.popitem(last=False)
+        return self._blocks[block]
+
+    def _sources(self, block: int) -> Array:
+        """[BLOCK]: one draw a sample from a stream of random numbers that may be entered anywhere."""
+        stream = np.random.PCG64(np.random.SeedSequence([self._seed, 0])).advance(block * BLOCK)
+        return self._ends.searchsorted(np.random.Generator(stream).random(BLOCK), side="right")  # type: ignore[arg-type, no-any-return]
+
+    def _order(self, number: int, epoch: int) -> Array:
         """The order of one pass through a source; only the latest of each is kept."""
         if (number, epoch) not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key[0] != number}
@@ -54,51 +92,44 @@ class Mixture(Dataset[Sample]):
         return self._orders[number, epoch]
 
 
-class _Encoded(Dataset[Example]):
-    def __init__(self, samples: Dataset[Sample], encode: Callable[[Sample], Example]) -> None:
-        self._samples = samples
-        self._encode = encode
+def mixture(data: Sequence[DataSpec], *, seed: int, text_share: float | None = None) -> Mixture:
+    """The samples of a stage.
 
-    def __getitem__(self, index: int) -> Example:
-        return self._encode(self._samples[index])
-
-
-class Positions(Sampler[list[int]]):
-    """The indices of each micro-batch of one device, from step `start` on.
-
-    The global batch of step s is the samples s * B ... (s + 1) * B - 1; micro-batch m of rank r takes a slice of it.
-    """
-
-    def __init__(self, stage: StageSpec, *, start: int, rank: int, world: int) -> None:
-        self._stage = stage
-        self._start = start
-        self._rank = rank
-        self._world = world
-        self.size = micro_batch(stage, world)
-        self.accumulate = stage.batch_size // (self.size * world)
-
-    def __len__(self) -> int:
-        """Of the whole stage: Lightning counts on from a checkpoint's batches to this number."""
-        return self._stage.steps * self.accumulate
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self._start, self._stage.steps):
-            for micro in range(self.accumulate):
-                first = step * self._stage.batch_size + (micro * self._world + self._rank) * self.size
-                yield list(range(first, first + self.size))
-
-
-def micro_batch(stage: StageSpec, world: int) -> int:
-    """Samples of one forward pass on one of `world` devices.
+    Args:
+        data: the sources and their weights.
+        seed: of their order.
+        text_share: of the samples that come from sources without images, whatever the weights say (MM1, arXiv
+            2403.09611, found that such a share keeps an LLM's abilities).
 
     Raises:
-        ConfigError: the batch does not divide into micro-batches.
+        ConfigError: a source cannot be opened, or the share cannot be had.
     """
-    size = stage.micro_batch_size or max(1, stage.batch_size // world)
-    if stage.batch_size % (size * world):
-        problem = f"`{stage.batch_size}` does not divide by {world} devices x micro_batch_size {size}"
-        raise ConfigError(Problem("batch_size", problem))
-    return size
+    sources, weights = open_sources(data), [spec.weight for spec in data]
+    return Mixture(sources, weights if text_share is None else shared(sources, weights, text_share), seed=seed)
+
+
+def shared(sources: Sequence[Source], weights: Sequence[float], text_share: float) -> list[float]:
+    """The weights, so changed that sources without images have `text_share` of them all.
+
+    Raises:
+        ConfigError: all sources have images, or none has.
+    """
+    text = [_is_text(source) for source in sources]
+    pairs = list(zip(weights, text, strict=True))
+    sums = {kind: sum(weight for weight, one in pairs if one is kind) for kind in (True, False)}
+    if not (sums[True] and sums[False]):
+        which = "all sources are text alone" if sums[True] else "no source is text alone"
+        raise ConfigError(Problem("text_share", f"`{text_share}`: {which}, by their first {LOOKED_AT} samples"))
+    shares = {True: text_share / sums[True], False: (1 - text_share) / sums[False]}
+    return [weight * shares[kind] for weight, kind in pairs]
+
+
+def _is_text(source: Source) -> bool:
+    found = []
+    for index in range(min(LOOKED_AT, len(source))):
+        with suppress(DataError):  # it is said where the sample is to be used
+            found.append(bool(source[index].images))
+    return not any(found)
 
 
 def open_sources(data: Sequence[DataSpec], place: str = "data") -> list[Source]:
@@ -118,25 +149,3 @@ def open_sources(data: Sequence[DataSpec], place: str = "data") -> list[Source]:
     if problems:
         raise ConfigError(problems)
     return sources
-
-
-def loader(
-    stage: StageSpec, processor: Processor, *, seed: int, start: int = 0, rank: int = 0, world: int = 1
-) -> DataLoader[Batch]:
-    """Batches of one stage for one device, from step `start` on."""
-    mixture = Mixture(
-        open_sources(stage.data),
-        [spec.weight for spec in stage.data],
-        total=stage.steps * stage.batch_size,
-        seed=seed,
-    )
-    return DataLoader(
-        _Encoded(mixture, processor.encode),  # type: ignore[arg-type]
-        batch_sampler=Positions(stage, start=start, rank=rank, world=world),
-        collate_fn=processor.collate,
-        num_workers=stage.workers,
-        generator=torch.Generator().manual_seed(
-            seed
-        ),  # else it draws from the global one, and dropout shifts on resume
-        pin_memory=torch.cuda.is_available(),
-    )

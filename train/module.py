@@ -1,6 +1,7 @@
 """One stage as a Lightning module."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from vlm.model import VLM
 from vlm.parts import learning_rates, set_modes, set_trainable
 from vlm.recipe import StageSpec
-from vlm.sample import Batch
+from vlm.sample import Batch, Skipped
 
-from .objectives import Objective
+from .objectives import Loss, Objective
 from .schedule import schedule
 
 
@@ -31,14 +32,24 @@ class StageModule(pl.LightningModule):
         objective: what is minimised.
         stage: the stage.
         accumulate: micro-batches per optimiser step.
+        skipped: told of samples that were left out of batches.
     """
 
-    def __init__(self, model: VLM, objective: Objective, *, stage: StageSpec, accumulate: int) -> None:
+    def __init__(
+        self,
+        model: VLM,
+        objective: Objective,
+        *,
+        stage: StageSpec,
+        accumulate: int,
+        skipped: Callable[[Sequence[Skipped]], None] = lambda _: None,
+    ) -> None:
         super().__init__()
         self.vlm = model
         self.objective = objective
         self.stage = stage
         self.accumulate = accumulate
+        self.skipped = skipped
         named = [(_recipe_name(name), parameter) for name, parameter in self.named_parameters()]
         self.rates = learning_rates([name for name, _ in named], stage.train)
         set_trainable(model, self.rates)
@@ -58,7 +69,9 @@ class StageModule(pl.LightningModule):
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.objective(self.vlm, batch)
+        self.skipped(batch.skipped)
+        nothing = Loss(torch.zeros((), device=batch.input_ids.device), 0)
+        loss = self.objective(self.vlm, batch) if batch.ids else nothing
         self._count += loss.count
         self._sum = self._sum.to(loss.total.device) + loss.total.detach()
         self._last = batch
@@ -111,7 +124,9 @@ class StageModule(pl.LightningModule):
     def _show(self) -> str:
         """The latest micro-batch: its samples' names, and the first one's text as the model sees it."""
         batch = self._last
-        name = batch.ids[0] if batch.ids else ""
+        if not batch.ids:
+            return "all its samples were left out: " + "; ".join(one.why for one in batch.skipped[:5])
+        name = batch.ids[0]
         real = (batch.attention_mask[0] == 1) & (batch.owner[0] < 0)
         text = self.vlm.tokenizer.decode(batch.input_ids[0][real].tolist())
         return f"samples {', '.join(batch.ids[:5])}; the first ({name}) reads {text!r}"

@@ -32,8 +32,12 @@ class Loss:
 class Objective(nn.Module, ABC):
     """What a stage minimises. Positional `__init__` parameters are given by the kit: `widths`, one an encoder.
 
+    `learns_answers`: whether it learns from what the assistant says, so that samples without an answer are left out.
+
     Parameters of its own train under the key `objective` and are thrown away after the stage.
     """
+
+    learns_answers = False
 
     @abstractmethod
     def forward(self, model: VLM, batch: Batch) -> Loss: ...
@@ -45,6 +49,8 @@ class LanguageModelling(Objective):
     Args:
         label_smoothing: share of the target spread over the vocabulary.
     """
+
+    learns_answers = True
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,22 @@ from vlm import registry
 from vlm.assembly import Source, assemble, draft
 from vlm.errors import ConfigError, Problem, join
 from vlm.files import write_json
-from vlm.llm import has_sdpa, head_count, width
+from vlm.llm import has_sdpa, head_count, isolates_packed, width
 from vlm.loading import load
 from vlm.model import VLM
 from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
 from vlm.schema import construct
 from vlm.stages import own_sight, show, shows, sight
 
+from .batches import Batches, Position, accumulated, loader, micro_batch
 from .checkpoint import Checkpoints
-from .mixture import Positions, loader, micro_batch, open_sources
+from .mixture import mixture, open_sources
 from .module import StageModule
 from .objectives import facts
 from .plots import join_logs, plot_stage, read_metrics
 from .progress import StageBar, quiet
+from .reader import Reader
+from .skips import Skips
 
 
 def has_begun(folder: Path) -> bool:
@@ -128,36 +132,72 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = _device_settings(folder, model, stage, run.recipe.model.llm.attention)
     model.set_attention(settings["attention"])
+    if stage.pack and not isolates_packed(model.llm):
+        family = type(model.llm).__name__
+        problem = f"`{stage.pack}`: {family} does not keep samples in one row apart; leave it out, or group_by_length"
+        raise ConfigError(Problem(join("stages", number, "pack"), problem))
     pl.seed_everything(run.recipe.seed + number, verbose=False)
     objective = construct(registry.objectives, stage.objective, facts(model))
     checkpoints = Checkpoints(folder / "checkpoints", stage.checkpoint_every)
     bar = StageBar(stage.name, stage.steps, batch_size=stage.batch_size, console=console)
     with quiet():
         trainer = _trainer(stage, folder, settings["precision"], [bar, checkpoints])
-        positions = Positions(stage, start=0, rank=0, world=trainer.world_size)
-        module = StageModule(model, objective, stage=stage, accumulate=positions.accumulate)
-        trainer.accumulate_grad_batches = positions.accumulate
-        data = StageData(stage, model, seed=run.recipe.seed + number)
+        data = StageData(stage, model, seed=run.recipe.seed + number, answers=objective.learns_answers, folder=folder)
+        trainer.accumulate_grad_batches = accumulated(stage, trainer.world_size)
+        module = StageModule(
+            model, objective, stage=stage, accumulate=trainer.accumulate_grad_batches, skipped=data.skips
+        )
         trainer.fit(module, datamodule=data, ckpt_path=checkpoints.latest(), weights_only=True)
     if trainer.is_global_zero:
-        _finish(run, number, model, trainer.global_step)
+        _finish(run, number, model, trainer.global_step, skipped=data.skips.counts)
         checkpoints.clear()
     trainer.strategy.barrier("stage finished")
 
 
 class StageData(pl.LightningDataModule):
-    """Asked for its batches after a checkpoint has been read, so that they start at the step that comes next."""
+    """Asked for its batches after a checkpoint has been read, so that they start at the step that comes next.
 
-    def __init__(self, stage: StageSpec, model: VLM, *, seed: int) -> None:
+    Args:
+        stage: the stage.
+        model: which takes the samples.
+        seed: of their order.
+        answers: whether samples without an answer are left out.
+        folder: of the stage.
+    """
+
+    def __init__(self, stage: StageSpec, model: VLM, *, seed: int, answers: bool, folder: Path) -> None:
         super().__init__()
-        self.stage = stage
-        self.processor = model.processor
-        self.seed = seed
+        self.stage, self.seed = stage, seed
+        self.reader = Reader(
+            mixture(stage.data, seed=seed, text_share=stage.text_share),
+            model.processor,
+            limit=stage.pack,
+            too_long=stage.too_long,
+            answers=answers,
+        )
+        self.skips = Skips(folder / "skipped.jsonl", most=stage.most_skipped)
+        self._position = Position()
+        self._batches: Batches
 
     def train_dataloader(self) -> Any:
         trainer: Any = self.trainer
-        where = {"start": trainer.global_step, "rank": trainer.global_rank, "world": trainer.world_size}
-        return loader(self.stage, self.processor, seed=self.seed, **where)
+        self._batches = Batches(
+            self.stage,
+            self.reader,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            seed=self.seed,
+            skipped=self.skips,
+        )
+        self._batches.go_on(trainer.global_step, self._position)
+        return loader(self._batches, self.reader, stage=self.stage, seed=self.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer: Any = self.trainer
+        return asdict(self._batches.position(trainer.global_step))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = Position(**{**state_dict, "carried": tuple(state_dict["carried"])})
 
 
 def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -182,12 +222,12 @@ def _csv(folder: Path) -> CSVLogger:
     return CSVLogger(folder, name="logs", version=f"{taken_up:03d}", flush_logs_every_n_steps=1)
 
 
-def _finish(run: Run, number: int, model: VLM, steps: int) -> None:
+def _finish(run: Run, number: int, model: VLM, steps: int, *, skipped: dict[str, int]) -> None:
     folder, stage = run.stage(number), run.recipe.stages[number]
     model.save(run.model_after(number))
     metrics = join_logs(folder / "logs", folder / "metrics.csv")
     plot_stage(metrics, folder / "loss.png", title=f"{stage.name} ({stage.objective.name})")
-    figures = {"steps": steps, "loss": read_metrics(metrics)["loss"][-1]}
+    figures = {"steps": steps, "loss": read_metrics(metrics)["loss"][-1], "skipped": skipped}
     (folder / "done.json").write_text(json.dumps(figures), encoding="utf8")
 
 
@@ -208,7 +248,7 @@ def _measured(model: VLM, stage: StageSpec, attention: str) -> dict[str, str]:
     """What `auto` comes to on this device, at the stage's own sizes."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
     rows = min(micro_batch(stage, 1), 64)
-    tokens = len(model.processor.encode(open_sources(stage.data)[0][0]).input_ids)
+    tokens = stage.pack or Reader(mixture(stage.data, seed=0), model.processor, answers=False).first().positions
     precision: str = stage.precision
     if precision == "auto":
         precision = devices.fastest_precision(place, width=width(model.llm), rows=rows * tokens)

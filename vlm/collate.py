@@ -63,6 +63,8 @@ def collate(
         pixels: put the views in; without them the visual tokens must be at hand already.
         packs: how many of the samples, in order, each row takes; one each if absent.
     """
+    if not examples:
+        return _nothing()
     first = [0, *accumulate(len(example.looks) for example in examples)][: len(examples)]
     owner = [_shifted(example.owner, start) for example, start in zip(examples, first, strict=True)]
     seen = [_shifted(example.seen, start) for example, start in zip(examples, first, strict=True)]
@@ -73,7 +75,7 @@ def collate(
     row_of = [row for row, count in enumerate(counts) for _ in range(count)]
 
     def rows(parts: Sequence[Tensor], value: int) -> Tensor:
-        return _pad([torch.cat(row) for row in _cut(parts, counts)], value, side)
+        return _pad([torch.cat(list(row)) for row in _cut(parts, counts)], value, side)
 
     return Batch(
         input_ids=rows(ids, pad_id),
@@ -98,6 +100,11 @@ def collate(
         ids=[example.id for example in examples],
         targets=_stack_targets(examples),
     )
+
+
+def _nothing() -> Batch:
+    none = torch.zeros(0, 0, dtype=torch.long)
+    return Batch(none, none, none, none, none, torch.zeros(0, dtype=torch.long), [], [], labels=none)
 
 
 def grouped(looks: Sequence[Look], questions: Sequence[Tensor | None]) -> list[ViewGroup]:

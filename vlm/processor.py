@@ -1,19 +1,20 @@
 """Samples -> a batch. Made from a model, so that sizes, statistics and placeholder counts are computed, never typed."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import nn
 
-from vlm.chat import ChatFormat
+from vlm.chat import ChatFormat, Encoded
 from vlm.collate import Example, Look, collate
 from vlm.connector import Chain
 from vlm.encoder import Encoder
 from vlm.features import Shape
-from vlm.images import ImageError, ImageLike, open_image
+from vlm.images import ImageError, ImageLike, image_size, open_image
 from vlm.layout import Layout, Piece
 from vlm.packer import ImagePlan
 from vlm.sample import IMAGE_MARK, Batch, Sample
@@ -22,6 +23,10 @@ from vlm.views import Size, View, Views, render
 
 class SampleError(ValueError):
     """A sample that this model cannot take; the message names it."""
+
+
+class TooLong(SampleError):
+    """A sample that is longer than the LLM's context."""
 
 
 def skeleton(module: nn.Module) -> Any:
@@ -148,20 +153,12 @@ class Processor:
         Raises:
             ImageError: an image cannot be opened.
             SampleError: marks and images differ in number, an image has a size that the view policy refuses, or the
-                sample is longer than the LLM's context. It is refused whole: nothing is cut off.
+                sample is longer than the LLM's context (`TooLong`). It is refused whole: nothing is cut off.
         """
         look = look or self.look
-        try:
+        with _named(sample):
             looks = [look(image, len(sample.images)) for image in sample.images]
-            text = self.chat.encode(sample.turns, [self.render(one.plan, number) for number, one in enumerate(looks)])
-        except ImageError:
-            raise
-        except ValueError as error:
-            raise SampleError(f"sample {sample.id or '(no id)'}: {error}") from error
-        if len(text.input_ids) > self.max_length:
-            visual = int((text.owner >= 0).sum())
-            long = f"{len(text.input_ids)} positions ({visual} for {len(looks)} images)"
-            raise SampleError(f"sample {sample.id or '(no id)'}: {long}, but the LLM's context is {self.max_length}")
+        text = self._text(sample, [one.plan for one in looks])
         question = self._connector.question(_asked(sample))
         return Example(
             text.input_ids,
@@ -174,6 +171,26 @@ class Processor:
             targets=sample.targets,
         )
 
+    def measure(self, sample: Sample) -> tuple[Encoded, list[ImagePlan]]:
+        """The text of a sample and how its images are shown, from their headers alone: no pixel is read.
+
+        Raises:
+            ImageError, SampleError: as `encode`, but for damage that only shows when pixels are read.
+        """
+        with _named(sample):
+            plans = [self.plan(*_size(image), images=len(sample.images)) for image in sample.images]
+        return self._text(sample, plans), plans
+
+    def _text(self, sample: Sample, plans: Sequence[ImagePlan]) -> Encoded:
+        with _named(sample):
+            shown = [self.render(plan, number) for number, plan in enumerate(plans)]
+            text = self.chat.encode(sample.turns, shown)
+        if len(text.input_ids) > self.max_length:
+            visual = int((text.owner >= 0).sum())
+            long = f"{len(text.input_ids)} positions ({visual} for {len(plans)} images)"
+            raise TooLong(f"sample {sample.id or '(no id)'}: {long}, but the LLM's context is {self.max_length}")
+        return text
+
     def collate(
         self,
         examples: Sequence[Example],
@@ -184,6 +201,22 @@ class Processor:
     ) -> Batch:
         """Encoded samples -> one batch; see `vlm.collate`."""
         return collate(examples, pad_id=self.chat.pad_id, side=side, pixels=pixels, packs=packs)
+
+
+@contextmanager
+def _named(sample: Sample) -> Iterator[None]:
+    """What is wrong with a sample comes out under its name."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise SampleError(f"sample {sample.id or '(no id)'}: {error}") from error
+
+
+def _size(image: ImageLike) -> Size:
+    opened = isinstance(image, Image.Image)
+    return (image.height, image.width) if opened else image_size(image)  # type: ignore[union-attr, arg-type]
 
 
 def _asked(sample: Sample) -> str:

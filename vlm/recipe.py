@@ -139,6 +139,16 @@ class StageSpec(_Strict):
     """Samples per optimiser step, over all devices and accumulated batches."""
     micro_batch_size: PositiveInt | None = None
     """Samples per device and forward pass; the whole batch if absent."""
+    pack: PositiveInt | None = None
+    """Positions of a row that several samples share, which know nothing of each other; batch sizes then count rows."""
+    group_by_length: bool = False
+    """Samples of like length in one forward pass, so that less of it is padding."""
+    too_long: Literal["drop", "shorten"] = "drop"
+    """Of a sample longer than the context or a row: leave it out, or its last turns; an image is never cut."""
+    most_skipped: float = Field(default=0.05, ge=0, le=1)
+    """The share of samples that may be left out (broken image, no answer, too long); the run stops beyond it."""
+    text_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the samples from sources without images, whatever their weights say."""
     objective: Part = PartSpec(name="language_modelling")
     size: PixelSizes | None = None
     """Pixels of the views in this stage, `448` or `[height, width]`, for all encoders, or by `encoders.0`, ...; the

@@ -101,7 +101,8 @@ class VisionStream:
     def repeat(self, times: int) -> "VisionStream":
         """Each sample `times` times in a row, as beam search lays its batch out."""
         parts = (self.tokens, self.image, self.seen, self.since)
-        return VisionStream(*(part.repeat_interleave(times, 0) for part in parts))
+        tokens, image, seen, since = (part.repeat_interleave(times, 0) for part in parts)
+        return VisionStream(tokens, image, seen, since)
 
 
 class AttentionRoute(Route):

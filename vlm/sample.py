@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,17 @@ def ask(text: str, images: Sequence[ImageLike] = (), **fields: Any) -> Sample:
     return Sample([Turn("user", text)], images, **fields)
 
 
+class Skipped(NamedTuple):
+    """A sample that was left out of a batch."""
+
+    number: int
+    """Its place in the order of samples."""
+    id: str
+    cause: str
+    """In a word or two, to be counted by."""
+    why: str
+
+
 @dataclass
 class ViewGroup:
     """Views of one size, which are encoded in one call. Letters: n views of the group."""
@@ -106,6 +117,8 @@ class Batch:
     """Of the samples."""
     targets: dict[str, Tensor] = field(default_factory=dict)
     """long [B, slots] by field."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Samples that should have been here."""
 
     @property
     def places(self) -> Places:
@@ -145,6 +158,6 @@ class Batch:
                 return ViewGroup(change(value.index), moved(value.pixels), moved(value.question))
             if isinstance(value, dict):
                 return {key: moved(item) for key, item in value.items()}
-            return [moved(item) for item in value] if isinstance(value, list) else value
+            return [moved(item) for item in value] if isinstance(value, list) else value  # a Skipped stays
 
         return Batch(**{item.name: moved(getattr(self, item.name)) for item in fields(self)})

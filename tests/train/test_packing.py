@@ -1,6 +1,8 @@
 """Samples packed into one row: logits and gradients are those of each sample alone."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import vlm
 from tests.conftest import LLAMA, perturb, picture, toy_recipe
+from vlm.errors import ConfigError
 from vlm.llm import isolates_packed
 from vlm.sample import Sample, Turn
+from vlm.train.module import StageModule
 from vlm.train.objectives import LanguageModelling
+from vlm.train.plots import read_metrics
+from vlm.train.run import train
 
 ROUTES: dict[str, Any] = {
     "mlp": "mlp",
@@ -105,3 +111,50 @@ def test_families_that_leak_between_samples_are_found(family: str, sizes: dict[s
     base = LLAMA if isolates else {"hidden_size": 32}
     config = AutoConfig.for_model(**{**base, "vocab_size": 70, **sizes, "model_type": family})
     assert isolates_packed(perturb(AutoModelForCausalLM.from_config(config))) is isolates
+
+
+def recipe(folder: Path, **options: Any) -> dict[str, Any]:
+    """A stage with dropout, so that a wrong random state would show, on answers of different lengths."""
+    picture(1).save(folder / "a.png")
+    lines = [
+        {"question": "?", "answer": "x" * (1 + n * n % 70), **({"image": "a.png"} if n % 3 else {})} for n in range(50)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    llm = {"tokenizer": "bytes", "config": {**LLAMA, "attention_dropout": 0.2}, "attention": "eager"}
+    stage = {"name": "s", "train": {"connector": 1e-2, "llm": 1e-3}, "data": str(folder / "rows.jsonl"), "steps": 11}
+    common = {"batch_size": 4, "micro_batch_size": 2, "precision": "32-true", "checkpoint_every": 2, "pack": 260}
+    return {**toy_recipe(llm=llm), "stages": [{**stage, **common, **options}]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_packed_stage_goes_on_to_the_bit(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a window, with samples carried over from the one before."""
+    monkeypatch.setattr("vlm.train.batches.WINDOW", 16)
+    monkeypatch.setattr("vlm.train.batches.STEPS", 1)
+    spec = recipe(tmp_path)
+    whole = train(spec, out=tmp_path / "whole")
+    spec["stages"][0]["workers"] = workers
+    stop = StageModule.on_before_optimizer_step
+
+    def cut(self: StageModule, optimizer: Any) -> None:
+        if self.global_step == 7:
+            raise KeyError("power")
+        stop(self, optimizer)
+
+    monkeypatch.setattr(StageModule, "on_before_optimizer_step", cut)
+    with pytest.raises(KeyError, match="power"):
+        train(spec, out=tmp_path / "run")
+    monkeypatch.setattr(StageModule, "on_before_optimizer_step", stop)
+    run = train(spec, out=tmp_path / "run")
+    found, wanted = (read_metrics(one / "stages/01-s/metrics.csv") for one in (run, whole))
+    assert found == wanted
+    found, wanted = vlm.load(run).state_dict(), vlm.load(whole).state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_an_llm_that_leaks_is_refused(tmp_path: Path) -> None:
+    spec = recipe(tmp_path)
+    config = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    spec["model"]["llm"] = {"tokenizer": "bytes", "config": config, "attention": "eager"}
+    with pytest.raises(ConfigError, match=r"stages\.0\.pack: `260`: BloomForCausalLM does not keep samples in one row"):
+        train(spec, out=tmp_path / "run")

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 import vlm
 import vlm.data
 from tests.conftest import perturb, toy_recipe
+from tests.train.batching import loader_of, reader_of
 from vlm.errors import ConfigError
 from vlm.parts import learning_rates, set_modes, set_trainable
 from vlm.recipe import StageSpec
-from vlm.train.mixture import Mixture, Positions, loader
+from vlm.train.batches import Batches, Position, accumulated
+from vlm.train.mixture import Mixture
 from vlm.train.module import StageModule, TrainingError, parameter_groups
 from vlm.train.objectives import LanguageModelling, Loss, ReadSlots
 from vlm.train.run import train
@@ -119,7 +121,7 @@ class _Recorder(pl.Callback):
 
 
 def fit(model: Any, spec: StageSpec, objective: Any = None) -> _Recorder:
-    accumulate = Positions(spec, start=0, rank=0, world=1).accumulate
+    accumulate = accumulated(spec, 1)
     module = StageModule(model, objective or LanguageModelling(), stage=spec, accumulate=accumulate)
     recorder = _Recorder()
     trainer = pl.Trainer(
@@ -132,7 +134,7 @@ def fit(model: Any, spec: StageSpec, objective: Any = None) -> _Recorder:
         callbacks=[recorder],
         accelerator="cpu",
     )
-    trainer.fit(module, loader(spec, model.processor, seed=0))
+    trainer.fit(module, loader_of(spec, model.processor))
     return recorder
 
 
@@ -141,7 +143,7 @@ def test_gradient_is_that_of_the_mean_over_all_supervised_tokens(toy: Callable[.
     model = toy()
     spec = stage(steps=1, batch_size=8, micro_batch_size=2, train={"connector": 1e-3})
     reference = copy.deepcopy(model)
-    mixture = loader(spec, model.processor, seed=0).dataset._samples  # type: ignore[attr-defined]
+    mixture = reader_of(spec, model.processor).mixture
     batch = reference.processor([mixture[index] for index in range(8)])
     logits = reference(batch).logits
     total, count = torch.zeros(()), 0
@@ -192,7 +194,7 @@ def test_slots_teach_the_encoder_and_nothing_else() -> None:
     objective = ReadSlots([32], fields={"digits": (5, 11), "colour": (1, 7)})
     spec = stage(train={"encoders": 1e-3, "objective": 1e-3}, steps=30, batch_size=32, warmup=0.0)
     before = copy.deepcopy(model.state_dict())
-    batch = next(iter(loader(spec, model.processor, seed=0)))
+    batch = next(iter(loader_of(spec, model.processor)))
     first = objective(model, batch)
     assert first.count == 32 * 6
     fit(model, spec, objective)
@@ -204,7 +206,7 @@ def test_slots_teach_the_encoder_and_nothing_else() -> None:
 def test_slots_without_targets_say_what_the_data_has() -> None:
     model = vlm.assemble(toy_recipe())
     spec = stage(train={"encoders": 1e-3})
-    batch = next(iter(loader(spec, model.processor, seed=0)))
+    batch = next(iter(loader_of(spec, model.processor)))
     with pytest.raises(ConfigError, match=r"objective.fields.letters.*it has: \['colour', 'digits'\]"):
         ReadSlots([32], fields={"letters": (5, 11)})(model, batch)
     with pytest.raises(ConfigError, match="3 slots, but the data's target has 5"):
@@ -233,7 +235,7 @@ class _Numbers(vlm.data.Source):
 
 
 def test_mixture_follows_weights_and_covers_each_source() -> None:
-    mixture = Mixture([_Numbers(10), _Numbers(7)], [3.0, 1.0], total=4000, seed=1)
+    mixture = Mixture([_Numbers(10), _Numbers(7)], [3.0, 1.0], seed=1)
     seen = [mixture[index] for index in range(4000)]
     share = sum(count == 10 for count, _ in seen) / 4000
     assert share == pytest.approx(0.75, abs=0.03)
@@ -242,19 +244,22 @@ def test_mixture_follows_weights_and_covers_each_source() -> None:
         for start in range(0, len(items) - count, count):
             assert sorted(items[start : start + count]) == list(range(count)), "each pass covers the source once"
         assert items[:count] != items[count : 2 * count], "passes differ in order"
-    again = Mixture([_Numbers(10), _Numbers(7)], [3.0, 1.0], total=4000, seed=1)
+    again = Mixture([_Numbers(10), _Numbers(7)], [3.0, 1.0], seed=1)
     assert [again[index] for index in (3999, 5, 1234)] == [seen[3999], seen[5], seen[1234]], "any order of access"
 
 
 def test_positions_cut_the_same_global_batch_for_any_world() -> None:
     spec = stage(batch_size=12, micro_batch_size=2, steps=3)
     whole = [[*range(12)], [*range(12, 24)], [*range(24, 36)]]
+    reader = reader_of(spec, vlm.assemble(toy_recipe()).processor)
     for world in (1, 2, 3):
-        ranks = [list(Positions(spec, start=0, rank=rank, world=world)) for rank in range(world)]
+        ranks = [list(Batches(spec, reader, rank=rank, world=world)) for rank in range(world)]
         for step in range(3):
             per = 12 // (2 * world)
-            found = [i for rank in ranks for micro in rank[step * per : (step + 1) * per] for i in micro]
+            found = [i for rank in ranks for micro in rank[step * per : (step + 1) * per] for (i,) in micro]
             assert sorted(found) == whole[step]
-    assert next(iter(Positions(spec, start=2, rank=0, world=1))) == [24, 25]
+    later = Batches(spec, reader)
+    later.go_on(2, Position())
+    assert next(iter(later)) == [(24,), (25,)]
     with pytest.raises(ConfigError, match="`12` does not divide by 1 devices x micro_batch_size 5"):
-        Positions(stage(batch_size=12, micro_batch_size=5), start=0, rank=0, world=1)
+        Batches(stage(batch_size=12, micro_batch_size=5), reader)

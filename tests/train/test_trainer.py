@@ -120,6 +120,7 @@ def test_what_a_stage_leaves(stage: str, finished: Path) -> None:
     assert json.loads((folder / "done.json").read_text()) == {
         "steps": STAGES[stage],
         "loss": pytest.approx(metrics(finished, stage)[-1]["loss"], rel=1e-6),
+        "skipped": {},
     }
     assert Image.open(folder / "loss.png").size[0] > 300
     assert not list(folder.rglob("*.ckpt"))

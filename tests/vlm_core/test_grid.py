@@ -170,10 +170,10 @@ def test_without_a_task_there_is_nothing_to_compare(tmp_path: Path) -> None:
 
 def real_positions(recipe: dict[str, Any], stage: int, steps: int) -> tuple[int, float]:
     """Positions of the samples that training really reads, by batching them; and of one sample on average."""
-    from vlm.train.mixture import loader
+    from tests.train.batching import loader_of
 
     spec = read_recipe(recipe).stages[stage].model_copy(update={"steps": steps})
-    batches: list[Batch] = list(loader(spec, vlm.assemble(recipe).processor, seed=0))
+    batches: list[Batch] = list(loader_of(spec, vlm.assemble(recipe).processor))
     count = sum(int(batch.attention_mask.sum()) for batch in batches)
     return count, count / (steps * spec.batch_size)
 

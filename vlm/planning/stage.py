@@ -83,7 +83,7 @@ class StagePlanner:
         Raises:
             ConfigError: the batch cannot be spread over so many devices.
         """
-        micro = import_module("vlm.train.mixture").micro_batch(stage, self.devices)
+        micro = import_module("vlm.train.batches").micro_batch(stage, self.devices)
         notes: list[str] = []
         flops, memory = self._run(stage, self.largest, micro, notes)
         if self.middle != self.largest:
