@@ -252,6 +252,9 @@ def _measured(model: VLM, stage: StageSpec, attention: str) -> dict[str, str]:
     precision: str = stage.precision
     if precision == "auto":
         precision = devices.fastest_precision(place, width=width(model.llm), rows=rows * tokens)
+    if attention == "flex_attention" and place == "cpu":
+        problem = "`flex_attention`: torch trains with it on GPUs only; allowed here: auto, eager, sdpa"
+        raise ConfigError(Problem("model.llm.attention", problem))
     if attention == "auto":
         heads = head_count(model.llm)
         sizes = {"heads": heads, "head_width": width(model.llm) // heads, "tokens": tokens, "rows": rows}

@@ -228,11 +228,11 @@ class VLM(nn.Module):
 
     @property
     def attention(self) -> str:
-        """How the LLM computes attention: `eager`, `sdpa`, `flash_attention_2`."""
+        """How the LLM computes attention: `eager`, `sdpa`, `flash_attention_2`, `flex_attention`."""
         return str(self.llm.config._attn_implementation)  # type: ignore[union-attr]
 
     def set_attention(self, how: str) -> None:
-        """Choose how attention is computed: `eager`, `sdpa` or `flash_attention_2` in the LLM, and the like of it in
+        """Choose how attention is computed: one of these in the LLM, and the like of it in
         every other part that has two ways (open_clip's own ViT and a few of timm's families have one).
 
         Raises:

@@ -65,8 +65,9 @@ class LlmSpec(_Strict):
     tokens: list[str] = []
     """Special tokens (tags of the layout) that the tokenizer gets where it lacks them, each with a row in the embedding
     where there is none left."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """`auto` measures which is fastest on this device."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """`auto` measures which of `eager` and `sdpa` is fastest on this device. `flex_attention` passes over what packed
+    samples do not see of each other; torch trains with it on GPUs only."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is the weights' own, float32 for random weights."""
 

@@ -89,6 +89,19 @@ def test_packed_is_alone_on_every_route(route: str, attention: str) -> None:
     agree(model, [1, 3])
 
 
+def test_packed_is_alone_with_flex_attention() -> None:
+    """On a CPU torch has its forward pass alone, and takes heads of 16 and more."""
+    config = {**LLAMA, "hidden_size": 64, "num_hidden_layers": 2}
+    model = perturb(vlm.assemble(toy_recipe(llm={"tokenizer": "bytes", "config": config}))).eval()
+    examples = [model.processor.encode(sample) for sample in samples()]
+    alone = [model(model.processor.collate([one]), use_cache=False).logits[0] for one in examples]
+    model.set_attention("flex_attention")
+    packed = model.processor.collate(examples, packs=[4])
+    with torch.no_grad():
+        found = model(packed, use_cache=False).logits
+    torch.testing.assert_close(found[0], torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", LLMS)
 def test_packed_is_alone_in_every_family(family: str) -> None:
     sizes = {**LLAMA, "num_hidden_layers": 2, **LLMS[family], "model_type": family}
@@ -157,4 +170,13 @@ def test_an_llm_that_leaks_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
     spec["model"]["llm"] = {"tokenizer": "bytes", "config": config, "attention": "eager"}
     with pytest.raises(ConfigError, match=r"stages\.0\.pack: `260`: BloomForCausalLM does not keep samples in one row"):
+        train(spec, out=tmp_path / "run")
+
+
+def test_flex_attention_is_refused_where_torch_cannot_train_with_it(tmp_path: Path) -> None:
+    spec = recipe(tmp_path)
+    spec["model"]["llm"]["attention"] = "flex_attention"
+    with pytest.raises(
+        ConfigError, match=r"model\.llm\.attention: `flex_attention`: torch trains with it on GPUs only"
+    ):
         train(spec, out=tmp_path / "run")
