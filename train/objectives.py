@@ -32,12 +32,14 @@ class Loss:
 class Objective(nn.Module, ABC):
     """What a stage minimises. Positional `__init__` parameters are given by the kit: `widths`, one an encoder.
 
-    `learns_answers`: whether it learns from what the assistant says, so that samples without an answer are left out.
+    `learns_answers`: whether it learns from what the assistant says, so that samples without an answer are left out;
+    `reads_pixels`: whether it calls an encoder itself, so that features on disk are of no use to it.
 
     Parameters of its own train under the key `objective` and are thrown away after the stage.
     """
 
     learns_answers = False
+    reads_pixels = False
 
     @abstractmethod
     def forward(self, model: VLM, batch: Batch) -> Loss: ...
@@ -84,6 +86,8 @@ class ReadSlots(Objective):
         encoder: number of the encoder that is warmed up.
         label_smoothing: share of the target spread over the classes.
     """
+
+    reads_pixels = True
 
     def __init__(
         self,

@@ -6,13 +6,14 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from vlm.collate import Example
+from vlm.collate import Example, Look
 from vlm.data import DataError
 from vlm.errors import ConfigError, Problem
-from vlm.images import ImageError
+from vlm.images import ImageError, ImageLike
 from vlm.processor import Processor, SampleError, TooLong
 from vlm.sample import IMAGE_MARK, Batch, Sample, Skipped
 
+from .features import FeatureStore
 from .losses import IGNORED
 from .mixture import Mixture
 
@@ -44,6 +45,7 @@ class Reader:
         limit: positions that a sample may have; the LLM's context if absent.
         too_long: what is done with a longer one.
         answers: whether a sample without anything to learn from its text is left out.
+        store: features of images in place of their pixels, where it has them.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Reader:
         limit: int | None = None,
         too_long: Literal["drop", "shorten"] = "drop",
         answers: bool = True,
+        store: FeatureStore | None = None,
     ) -> None:
         self.mixture = mixture
         self.processor = processor
         self.limit = min(limit or processor.max_length, processor.max_length)
         self.too_long = too_long
         self.answers = answers
+        self.store = store
         self._extents: dict[tuple[int, int], Extent | Skipped] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,9 +124,15 @@ class Reader:
                 sample = shorter
 
     def _example(self, sample: Sample) -> Example:
-        example = self.processor.encode(sample)
+        example = self.processor.encode(sample, self._look)
         self._check(sample, example.input_ids, example.labels)
         return example
+
+    def _look(self, image: ImageLike, images: int) -> Look:
+        found = None if self.store is None else self.store.find(image, images)
+        if found is None:
+            return self.processor.look(image, images)
+        return Look(self.processor.plan(*found.size, images=images), [], found.views)
 
     def _extent(self, sample: Sample) -> Extent:
         text, plans = self.processor.measure(sample)

@@ -25,15 +25,19 @@ from vlm import registry
 from vlm.assembly import Source, assemble, draft
 from vlm.errors import ConfigError, Problem, join
 from vlm.files import write_json
+from vlm.identity import sight_identity
 from vlm.llm import has_sdpa, head_count, isolates_packed, width
 from vlm.loading import load
 from vlm.model import VLM
-from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
+from vlm.parts import learning_rates
+from vlm.recipe import CacheSpec, Recipe, StageSpec, read_recipe, read_yaml
 from vlm.schema import construct
 from vlm.stages import own_sight, show, shows, sight
 
 from .batches import Batches, Position, accumulated, loader, micro_batch
+from .caching import FillCache
 from .checkpoint import Checkpoints
+from .features import FeatureStore
 from .mixture import mixture, open_sources
 from .module import StageModule
 from .objectives import facts
@@ -143,6 +147,9 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     with quiet():
         trainer = _trainer(stage, folder, settings["precision"], [bar, checkpoints])
         data = StageData(stage, model, seed=run.recipe.seed + number, answers=objective.learns_answers, folder=folder)
+        if stage.cache is not None:
+            data.reader.store = _store(stage.cache, model, run.folder, precision=settings["precision"])
+            trainer.callbacks.append(data.filling(data.reader.store, console))  # type: ignore[attr-defined]
         trainer.accumulate_grad_batches = accumulated(stage, trainer.world_size)
         module = StageModule(
             model, objective, stage=stage, accumulate=trainer.accumulate_grad_batches, skipped=data.skips
@@ -152,6 +159,13 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
         _finish(run, number, model, trainer.global_step, skipped=data.skips.counts)
         checkpoints.clear()
     trainer.strategy.barrier("stage finished")
+
+
+def _store(cache: CacheSpec, model: VLM, run: Path, *, precision: str) -> FeatureStore:
+    """The features of the model's encoders as they are now; those of others lie beside them."""
+    folder = Path(cache.folder) if cache.folder else run / "features"
+    kind = f"{sight_identity(model)}-{precision}-{cache.dtype}"
+    return FeatureStore(folder / kind, getattr(torch, cache.dtype), rank=int(getattr(rank_zero_only, "rank", 0)))
 
 
 class StageData(pl.LightningDataModule):
@@ -179,17 +193,19 @@ class StageData(pl.LightningDataModule):
         self._position = Position()
         self._batches: Batches
 
-    def train_dataloader(self) -> Any:
+    def filling(self, store: FeatureStore, console: Console) -> FillCache:
+        """Fills the store with what is still to come."""
+        return FillCache(store, self.reader, self._ahead, workers=self.stage.workers, console=console)
+
+    def _ahead(self) -> Batches:
         trainer: Any = self.trainer
-        self._batches = Batches(
-            self.stage,
-            self.reader,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            seed=self.seed,
-            skipped=self.skips,
-        )
-        self._batches.go_on(trainer.global_step, self._position)
+        where = {"rank": trainer.global_rank, "world": trainer.world_size}
+        batches = Batches(self.stage, self.reader, **where, seed=self.seed, skipped=self.skips)
+        batches.go_on(trainer.global_step, self._position)
+        return batches
+
+    def train_dataloader(self) -> Any:
+        self._batches = self._ahead()
         return loader(self._batches, self.reader, stage=self.stage, seed=self.seed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,13 +307,28 @@ def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Pro
     attempts: list[Callable[[], Any]] = [lambda: open_sources(stage.data), lambda: micro_batch(stage, 1)]
     if model is not None:
         attempts.append(lambda: construct(registry.objectives, stage.objective, facts(model)))
-    problems: list[Problem] = []
+    problems = [] if model is None or stage.cache is None else _cache_problems(stage, place, model)
     for attempt in attempts:
         try:
             attempt()
         except ConfigError as error:
             problems += error.under(place).problems
     return problems
+
+
+def _cache_problems(stage: StageSpec, place: str, model: VLM) -> list[Problem]:
+    """Why features on disk would not be what the stage sees."""
+    try:
+        rates = learning_rates([*(name for name, _ in model.named_parameters()), "objective.*"], stage.train)
+        objective = registry.objectives.get(stage.objective.name)
+    except ConfigError:
+        return []  # said elsewhere
+    trained = next((name for name in rates if name.startswith("encoders.")), None)
+    if trained is not None:
+        return [Problem(join(place, "cache"), f"the encoders must be frozen, and `train` names {trained}")]
+    if objective.reads_pixels:
+        return [Problem(join(place, "cache"), f"{stage.objective.name} calls the encoders itself")]
+    return []
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

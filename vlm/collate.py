@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vlm.features import Features
 from vlm.packer import ImagePlan
 from vlm.sample import Batch, ViewGroup
 
@@ -19,11 +20,15 @@ class Look:
     Args:
         plan: how it is shown.
         pixels: per view one [3, H, W] per encoder.
+        features: in place of pixels what the encoders make of them, per view one of a single view per encoder.
     """
 
-    def __init__(self, plan: ImagePlan, pixels: list[list[Tensor]]) -> None:
+    def __init__(
+        self, plan: ImagePlan, pixels: list[list[Tensor]], features: list[list[Features]] | None = None
+    ) -> None:
         self.plan = plan
         self.pixels = pixels
+        self.features = features
 
 
 @dataclass
@@ -114,18 +119,40 @@ def grouped(looks: Sequence[Look], questions: Sequence[Tensor | None]) -> list[V
         looks: the images.
         questions: what is asked about each (see `ViewGroup.question`).
     """
-    views = [(pixels, question) for look, question in zip(looks, questions, strict=True) for pixels in look.pixels]
-    groups: dict[tuple[torch.Size, ...], list[int]] = {}
-    for number, (pixels, _) in enumerate(views):
-        groups.setdefault(tuple(one.shape for one in pixels), []).append(number)
+    views = [
+        (view, question)
+        for look, question in zip(looks, questions, strict=True)
+        for view in look.features or look.pixels
+    ]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, (view, _) in enumerate(views):
+        groups.setdefault(tuple(map(_kind, view)), []).append(number)
     return [
-        ViewGroup(
-            torch.tensor(numbers),
-            [torch.stack(same) for same in zip(*(views[number][0] for number in numbers), strict=True)],
-            _padded_questions([views[number][1] for number in numbers]),
-        )
+        _group(numbers, [views[number][0] for number in numbers], [views[number][1] for number in numbers])
         for numbers in groups.values()
     ]
+
+
+def _kind(one: Tensor | Features) -> tuple[Any, ...]:
+    """What views must have in common to be in one tensor."""
+    if isinstance(one, Tensor):
+        return tuple(one.shape)
+    return ("features", *one.tokens.shape, one.grid, None if one.extra is None else one.extra.shape[1])
+
+
+def _group(numbers: list[int], views: Sequence[Sequence[Any]], questions: Sequence[Tensor | None]) -> ViewGroup:
+    by_encoder: list[Any] = list(zip(*views, strict=True))
+    index, asked = torch.tensor(numbers), _padded_questions(questions)
+    if isinstance(by_encoder[0][0], Features):
+        return ViewGroup(index, [], asked, [_joined(same) for same in by_encoder])
+    return ViewGroup(index, [torch.stack(same) for same in by_encoder], asked)
+
+
+def _joined(views: Sequence[Features]) -> Features:
+    extra = [view.extra for view in views if view.extra is not None]
+    return Features(
+        torch.cat([view.tokens for view in views]), views[0].grid, extra=torch.cat(extra) if extra else None
+    )
 
 
 def _padded_questions(questions: Sequence[Tensor | None]) -> Tensor | None:

@@ -1,5 +1,6 @@
 """What an encoder yields, and the same thing before any tensor exists: its shape."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -49,6 +50,16 @@ class Features:
     def with_tokens(self, tokens: Tensor, **changes: object) -> "Features":
         """The same features with other tokens; `changes` are further fields to replace."""
         return replace(self, tokens=tokens, **changes)  # type: ignore[arg-type]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """The same features with every tensor changed."""
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            mask=None if self.mask is None else change(self.mask),
+            extra=None if self.extra is None else change(self.extra),
+            question=None if self.question is None else change(self.question),
+        )
 
     def rows(self) -> list[Tensor]:
         """The real tokens of each view, N tensors [t, C]."""

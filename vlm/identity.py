@@ -36,6 +36,17 @@ def identity(model: VLM) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
 
 
+def sight_identity(model: VLM) -> str:
+    """A digest of what the model makes of an image before its connector: the encoders' weights and make-up, and the
+    view policy."""
+    tensors = {name: tensor for name, tensor in weights(model).items() if name.startswith("encoders.")}
+    facts = {
+        "weights": {name: _digest(tensor) for name, tensor in tensors.items()},
+        "spec": {key: _without(model.spec[key], "weights", "adapter") for key in ("encoders", "views")},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
+
+
 def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode())
     digest.update(tensor.reshape(-1).cpu().view(torch.uint8).numpy().data)

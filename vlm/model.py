@@ -117,21 +117,25 @@ class VLM(nn.Module):
         tokens: dict[int, Tensor] = {}
         shapes: dict[int, Shape] = {}
         for group in groups:
-            features = self.connector(
-                [self._features(encoder, pixels) for encoder, pixels in zip(self.encoders, group.pixels, strict=True)],
-                group.question,
-            )
+            features = self.connector(self.features(group), group.question)
             numbers = group.index.tolist()
             tokens |= zip(numbers, features.rows(), strict=True)
             shapes |= {n: Shape(len(tokens[n]), features.width, features.grid) for n in numbers}
         order = sorted(tokens)
         return self.connector.pack([tokens[n] for n in order], [shapes[n] for n in order], images)
 
-    def _features(self, encoder: nn.Module, pixels: Tensor) -> Features:
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters())
-        like = next(encoder.parameters(), llms.embedding(self.llm).weight)  # raw patches have no parameters
-        with torch.set_grad_enabled(trains):
-            return encoder(pixels.to(like.dtype))  # type: ignore[no-any-return]
+    def features(self, group: ViewGroup) -> list[Features]:
+        """What each encoder makes of some views; computed, unless it is there already."""
+        likes = [next(one.parameters(), llms.embedding(self.llm).weight) for one in self.encoders]  # patches have none
+        if group.features is not None:
+            pairs = zip(group.features, likes, strict=True)
+            return [one.map(lambda tensor, like=like: tensor.to(like.dtype)) for one, like in pairs]  # type: ignore[misc]
+        found = []
+        for encoder, pixels, like in zip(self.encoders, group.pixels, likes, strict=True):
+            trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters())
+            with torch.set_grad_enabled(trains):
+                found.append(encoder(pixels.to(like.dtype)))
+        return found
 
     def inputs(self, batch: Batch, vision: VisionTokens | None = None) -> dict[str, Any]:
         """Keywords for the LLM's forward: embeddings with the visual tokens in place, mask and route's own.

@@ -122,6 +122,21 @@ def _by_encoder(node: Any) -> Any:
 
 
 PixelSizes = Annotated[dict[str, tuple[PositiveInt, PositiveInt]], BeforeValidator(_by_encoder)]
+
+
+class CacheSpec(_Strict):
+    """Features of frozen encoders, kept on disk."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What they are kept in."""
+    folder: str | None = None
+    """Where; `features` in the run's folder if absent. Runs may share one."""
+
+
+def _switch(node: Any) -> Any:
+    return {} if node is True else None if node is False else node
+
+
 LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Data = Annotated[DataSpec, BeforeValidator(lambda node: {"path": node} if isinstance(node, str) else node)]
@@ -148,6 +163,9 @@ class StageSpec(_Strict):
     """Of a sample longer than the context or a row: leave it out, or its last turns; an image is never cut."""
     most_skipped: float = Field(default=0.05, ge=0, le=1)
     """The share of samples that may be left out (broken image, no answer, too long); the run stops beyond it."""
+    cache: Annotated[CacheSpec | None, BeforeValidator(_switch)] = None
+    """Compute the features of every image once, before the first step, and keep them on disk: `true`, or its options.
+    All encoders must be frozen. Later stages and runs with the same encoders and views find them."""
     text_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the samples from sources without images, whatever their weights say."""
     objective: Part = PartSpec(name="language_modelling")

@@ -1,12 +1,13 @@
 """What goes in: a sample of images and turns of talk, and a batch of tensors made from several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vlm.features import Features
 from vlm.images import ImageLike
 from vlm.packer import ImagePlan
 from vlm.routes import Places
@@ -81,11 +82,18 @@ class ViewGroup:
     """One float32 [n, 3, H, W] per encoder, each in that encoder's own size and normalisation."""
     question: Tensor | None = None
     """long [n, L]; see `Features.question`."""
+    features: list[Features] | None = None
+    """What the encoders have made of the pixels, which are then not here: one of n views per encoder."""
 
     def to(self, device: torch.device | str) -> "ViewGroup":
         """The views on another device."""
-        question = None if self.question is None else self.question.to(device)
-        return ViewGroup(self.index.to(device), [pixels.to(device) for pixels in self.pixels], question)
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ViewGroup":
+        """The views with every tensor changed."""
+        question = None if self.question is None else change(self.question)
+        features = None if self.features is None else [one.map(change) for one in self.features]
+        return ViewGroup(change(self.index), [change(pixels) for pixels in self.pixels], question, features)
 
 
 @dataclass
@@ -155,7 +163,7 @@ class Batch:
             if isinstance(value, Tensor):
                 return change(value)
             if isinstance(value, ViewGroup):
-                return ViewGroup(change(value.index), moved(value.pixels), moved(value.question))
+                return value.map(change)
             if isinstance(value, dict):
                 return {key: moved(item) for key, item in value.items()}
             return [moved(item) for item in value] if isinstance(value, list) else value  # a Skipped stays
