@@ -45,6 +45,7 @@ from .plots import join_logs, plot_stage, read_metrics
 from .progress import StageBar, quiet
 from .reader import Reader
 from .skips import Skips
+from .work import work_of
 
 
 def has_begun(folder: Path) -> bool:
@@ -190,6 +191,7 @@ class StageData(pl.LightningDataModule):
             answers=answers,
         )
         self.skips = Skips(folder / "skipped.jsonl", most=stage.most_skipped)
+        self._work = work_of(model, cached=stage.cache is not None)
         self._position = Position()
         self._batches: Batches
 
@@ -200,7 +202,7 @@ class StageData(pl.LightningDataModule):
     def _ahead(self) -> Batches:
         trainer: Any = self.trainer
         where = {"rank": trainer.global_rank, "world": trainer.world_size}
-        batches = Batches(self.stage, self.reader, **where, seed=self.seed, skipped=self.skips)
+        batches = Batches(self.stage, self.reader, **where, seed=self.seed, work=self._work, skipped=self.skips)
         batches.go_on(trainer.global_step, self._position)
         return batches
 

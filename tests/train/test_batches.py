@@ -21,9 +21,10 @@ from vlm.sample import Sample, Skipped, Turn
 from vlm.train.batches import Batches, Position
 from vlm.train.mixture import Mixture, shared
 from vlm.train.packing import pack, share
-from vlm.train.reader import shortened
+from vlm.train.reader import Extent, shortened
 from vlm.train.run import train
 from vlm.train.skips import Skips, TooManySkipped
+from vlm.train.work import work_of
 
 COUNT = 300
 
@@ -278,3 +279,19 @@ def test_the_order_may_be_entered_anywhere(monkeypatch: pytest.MonkeyPatch) -> N
     mixture = Mixture(sources, [5.0, 3.0, 2.0], seed=5)
     assert [mixture._drawn(number) for number in range(1000)] == wanted
     assert mixture.epoch(300) == pytest.approx(300 / 150)
+
+
+def test_work_is_what_the_matrices_do() -> None:
+    """Counted by torch while the model runs, but for the head, whose logits are few, and small things."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = vlm.assemble(toy_recipe())
+    work = work_of(model)
+    short, long = (Extent(positions, 2) for positions in (40, 400))
+    for extent in (short, long):
+        with FlopCounterMode(display=False) as counter:
+            model.llm(inputs_embeds=torch.zeros(1, extent.positions, 32))
+            model.encoders[0](torch.zeros(extent.views, 3, 32, 32))
+        masked = 2 * 32 * 4 * extent.positions**2  # torch counts what the causal mask leaves out as well
+        assert 2 * work(extent) == pytest.approx(counter.get_total_flops() - masked, rel=0.15)
+    assert work_of(model, cached=True)(short) < work(short)
