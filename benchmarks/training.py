@@ -182,6 +182,8 @@ def compare(mode: str, given: argparse.Namespace) -> bool:
         kit = spec
         if mode == "mixed":
             kit = recipe(mode, rows, steps=given.steps, pack=1024, batch_size=2)
+        plain = given.steps * 8
+        counts = {"kit": packed_samples(kit) if mode == "mixed" else plain, "transformers": plain}
         sides: dict[str, list[dict[str, Any]]] = {"kit": [], "transformers": []}
         for _ in range(1 if mode == "memory" else given.repeats):
             sides["transformers"].append(measured("transformers", spec, given.threads))
@@ -193,9 +195,6 @@ def compare(mode: str, given: argparse.Namespace) -> bool:
         SAY(f"memory: {peaks['kit']:.2f} GiB against {peaks['transformers']:.2f} GiB: {ratio:.2f} times as much\n")
         SAY(told(losses))
         return ratio <= 0.6
-    counts = dict.fromkeys(sides, given.steps * 8)
-    if mode == "mixed":
-        counts["kit"] = packed_samples(kit)
     rates = {side: rate(found, counts[side]) for side, found in sides.items()}
     ratio = rates["kit"] / rates["transformers"]
     SAY(f"{mode}: {rates['kit']:.2f} samples/s against {rates['transformers']:.2f}: {ratio:.2f} times as fast\n")
