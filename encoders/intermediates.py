@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.attention import Implementation
 from vlm.encoder import Encoder
@@ -45,6 +45,7 @@ class Intermediates(Encoder):
         """
         self._take = tuple(layer - 1 for layer in layer_indices(layers, depth, first=1))
         self.layers = tuple(layers)
+        self._depth = depth
         self.norm = norm
         self._patch = patch
         self._grids: dict[Size, Grid] = {}
@@ -78,6 +79,10 @@ class Intermediates(Encoder):
         for part in self.modules():
             if any("fused_attn" in inspect.get_annotations(kind) for kind in type(part).__mro__):
                 part.fused_attn = how == "sdpa"  # type: ignore[assignment]
+
+    def running(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+        """A stage of a pyramid may be a list of blocks or of several; then all of them count."""
+        return super().running(blocks) if len(blocks) == self._depth else list(blocks)
 
     def grid(self, size: Size) -> Grid:
         if size not in self._grids:

@@ -91,6 +91,9 @@ class Tower(Encoder):
         if how == "eager" or self.model._supports_sdpa:  # a few families have one way only
             self.model.set_attn_implementation(how)
 
+    def running(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+        return [self.model.get_submodule(name) for name in self._anatomy.blocks[: max(self._take)]]
+
     def grid(self, size: Size) -> Grid:
         if size not in self._grids:
             self._grids[size] = self._grid(size)

@@ -76,7 +76,9 @@ def test_importing_parts_loads_no_model_library() -> None:
     assert not loaded_by(f"import vlm.registry, {modules.replace('.__init__', '')}") & HEAVY
 
 
-@pytest.mark.parametrize("kind", ["encoders", "views", "merges", "connectors", "packers", "sources", "objectives"])
+@pytest.mark.parametrize(
+    "kind", ["encoders", "views", "merges", "connectors", "packers", "sources", "objectives", "optimisers"]
+)
 def test_every_registered_name_leads_to_a_part(kind: str) -> None:
     import vlm.registry
 

@@ -6,14 +6,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vlm import registry
 from vlm.model import VLM
-from vlm.parts import learning_rates, set_modes, set_trainable
+from vlm.parts import set_modes, set_trainable
+from vlm.rates import settings
 from vlm.recipe import StageSpec
 from vlm.sample import Batch, Skipped
+from vlm.schema import construct
 
+from .groups import kinds, learning_rates_of, parameter_groups
 from .objectives import Loss, Objective
+from .optimisers import facts
 from .schedule import schedule
 
 
@@ -51,7 +56,9 @@ class StageModule(pl.LightningModule):
         self.accumulate = accumulate
         self.skipped = skipped
         named = [(_recipe_name(name), parameter) for name, parameter in self.named_parameters()]
-        self.rates = learning_rates([name for name, _ in named], stage.train)
+        self.settings = settings(model, stage, [name for name, _ in named if name.startswith("objective.")])
+        self.rates = {name: setting.lr for name, setting in self.settings.items()}
+        self.kinds = kinds(model, objective)
         set_trainable(model, self.rates)
         set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in self.rates.items()})
         self._count = 0
@@ -91,15 +98,20 @@ class StageModule(pl.LightningModule):
             raise TrainingError(f"the loss is {total} at step {self.global_step}: {self._show()}")
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, count)
-        self._report({"loss": total / count, "lr": max(group["lr"] for group in optimizer.param_groups)})
+        self._report({"loss": total / count, **learning_rates_of(optimizer)})
         self._count, self._sum = 0, torch.zeros(())
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self, self.rates, self.stage.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=self.stage.betas)
-        steps = schedule(self.stage.schedule, self.stage.steps, warmup=self.stage.warmup, final=self.stage.final_lr)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, steps)
+        named = {_recipe_name(name): parameter for name, parameter in self.named_parameters()}
+        optimiser = construct(registry.optimisers, self.stage.optimiser, facts(self.stage.betas))
+        optimizer = optimiser.build(parameter_groups(named, self.settings, self.kinds))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [self._schedule(group["warmup"]) for group in optimizer.param_groups]
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _schedule(self, warmup: float) -> Callable[[int], float]:
+        return schedule(self.stage.schedule, self.stage.steps, warmup=warmup, final=self.stage.final_lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
@@ -130,16 +142,6 @@ class StageModule(pl.LightningModule):
         real = (batch.attention_mask[0] == 1) & (batch.owner[0] < 0)
         text = self.vlm.tokenizer.decode(batch.input_ids[0][real].tolist())
         return f"samples {', '.join(batch.ids[:5])}; the first ({name}) reads {text!r}"
-
-
-def parameter_groups(module: nn.Module, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and decay; vectors (biases, norms, gates) do not decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        rate = rates.get(_recipe_name(name))
-        if rate is not None:
-            groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 def _recipe_name(name: str) -> str:

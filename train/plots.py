@@ -13,7 +13,8 @@ def join_logs(folder: Path, metrics: Path) -> Path:
         with log.open(encoding="utf8") as file:
             rows.update({int(row["step"]): row for row in csv.DictReader(file) if row.get("loss")})
     with metrics.open("w", encoding="utf8", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "loss", "lr"], extrasaction="ignore")
+        keys = dict.fromkeys(name for row in rows.values() for name in row if name.startswith("lr/"))
+        writer = csv.DictWriter(file, ["step", "loss", "lr", *keys], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows[step] for step in sorted(rows))
     return metrics

@@ -29,7 +29,7 @@ from vlm.identity import sight_identity
 from vlm.llm import has_sdpa, head_count, isolates_packed, width
 from vlm.loading import load
 from vlm.model import VLM
-from vlm.parts import learning_rates
+from vlm.rates import settings
 from vlm.recipe import CacheSpec, Recipe, StageSpec, read_recipe, read_yaml
 from vlm.schema import construct
 from vlm.stages import own_sight, show, shows, sight
@@ -321,13 +321,12 @@ def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Pro
 def _cache_problems(stage: StageSpec, place: str, model: VLM) -> list[Problem]:
     """Why features on disk would not be what the stage sees."""
     try:
-        rates = learning_rates([*(name for name, _ in model.named_parameters()), "objective.*"], stage.train)
+        trained = [name for name in settings(model, stage) if name.startswith("encoders.")]
         objective = registry.objectives.get(stage.objective.name)
     except ConfigError:
         return []  # said elsewhere
-    trained = next((name for name in rates if name.startswith("encoders.")), None)
-    if trained is not None:
-        return [Problem(join(place, "cache"), f"the encoders must be frozen, and `train` names {trained}")]
+    if trained:
+        return [Problem(join(place, "cache"), f"the encoders must be frozen, and `train` names {trained[0]}")]
     if objective.reads_pixels:
         return [Problem(join(place, "cache"), f"{stage.objective.name} calls the encoders itself")]
     return []

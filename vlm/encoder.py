@@ -1,6 +1,7 @@
 """The vision encoder: pixels -> Features."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +53,11 @@ class Encoder(nn.Module, ABC):
             raise ConfigError(Problem("size", f"`{list(size)}`; allowed: 1 x 1 or larger"))
         self.grid(size)
         self.image = replace(self.image, size=size)
+
+    def running(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+        """Of all its blocks those that run: what lies above the highest of `layers` learns nothing."""
+        numbers = [layer if layer >= 0 else len(blocks) + 1 + layer for layer in self.layers]
+        return list(blocks[: max(numbers, default=0)])
 
     def set_attention(self, how: Implementation) -> None:
         """Choose how attention is computed; by default in the kit's own modules, of which it is made."""

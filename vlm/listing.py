@@ -17,6 +17,7 @@ _PARTS = {
     "views": registry.views,
     "sources": registry.sources,
     "objectives": registry.objectives,
+    "optimisers": registry.optimisers,
 }
 
 

@@ -21,15 +21,25 @@ def learning_rates(names: Iterable[str], train: Mapping[str, float]) -> dict[str
     Raises:
         ConfigError: keys that match no parameter at all, with the nearest part.
     """
-    names = list(names)
-    rates: dict[str, float] = {}
-    for pattern, rate in train.items():
-        rates.update({name: rate for name in names if matches(pattern, name)})
+    won = winners(names, train)
+    return {name: train[pattern] for name, pattern in won.items() if train[pattern] > 0}
+
+
+def winners(names: Iterable[str], train: Iterable[str]) -> dict[str, str]:
+    """Parameter name -> the last of the keys of `train` that matches it, for those that any key matches.
+
+    Raises:
+        ConfigError: keys that match no parameter at all, with the nearest part.
+    """
+    names, train = list(names), list(train)
+    won: dict[str, str] = {}
+    for pattern in train:
+        won.update({name: pattern for name in names if matches(pattern, name)})
     idle = [pattern for pattern in train if not any(matches(pattern, name) for name in names)]
     if idle:
         known = prefixes(names)
         raise ConfigError([Problem(key, f"matches no parameter;{choices(key, known)}, or a glob") for key in idle])
-    return {name: rate for name, rate in rates.items() if rate > 0}
+    return won
 
 
 def prefixes(names: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 from vlm import registry
 from vlm.errors import ConfigError, Problem, join, unknown
 from vlm.layout import Layout
+from vlm.ratespec import Rate
 from vlm.schema import check_options, validate
 
 T = TypeVar("T", bound=BaseModel)
@@ -137,7 +138,6 @@ def _switch(node: Any) -> Any:
     return {} if node is True else None if node is False else node
 
 
-LearningRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Data = Annotated[DataSpec, BeforeValidator(lambda node: {"path": node} if isinstance(node, str) else node)]
 
@@ -146,8 +146,9 @@ class StageSpec(_Strict):
     """Which parts train and how fast, on what, for how long."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    train: dict[str, LearningRate] = Field(min_length=1)
-    """Part or glob over parameter names -> learning rate; the last match wins, what is not named (or 0) is frozen."""
+    train: dict[str, Rate] = Field(min_length=1)
+    """Part or glob over parameter names -> learning rate, or a mapping of it and more (`RateSpec`); the last match
+    wins, what is not named (or 0) is frozen."""
     data: Annotated[list[Data], BeforeValidator(_as_list), Field(min_length=1)]
     steps: PositiveInt
     """Optimiser steps."""
@@ -181,6 +182,8 @@ class StageSpec(_Strict):
     """Learning rate at the end as a share of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Applied to matrices, not to biases, norms and gates."""
+    optimiser: Part = PartSpec(name="adamw")
+    """What makes the steps."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 is no clipping."""
@@ -395,6 +398,7 @@ def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, registry.Registry[Any], d
             place = join("stages", number)
             yield from _listed(stage.get("objective"), join(place, "objective"), registry.objectives)
             yield from _listed(stage.get("views"), join(place, "views"), registry.views)
+            yield from _listed(stage.get("optimiser"), join(place, "optimiser"), registry.optimisers)
             for source_place, kind, node in _listed(stage.get("data"), join(place, "data"), registry.sources, "path"):
                 yield source_place, kind, {"name": "json", **node}
 

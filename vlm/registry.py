@@ -189,3 +189,14 @@ objectives: Registry[Any] = Registry(
         "read_slots": "vlm.train.objectives:ReadSlots",
     },
 )
+optimisers: Registry[Any] = Registry(
+    "optimiser",
+    "vlm.train.optimisers:Optimiser",
+    {
+        "adamw": "vlm.train.optimisers:AdamW",
+        "adamw8bit": "vlm.train.optimisers:AdamW8bit",
+        "adafactor": "vlm.train.optimisers:Adafactor",
+        "muon": "vlm.train.optimisers:Muon",
+        "galore": "vlm.train.optimisers:GaLore",
+    },
+)

@@ -8,7 +8,7 @@ from vlm import registry
 from vlm.encoder import Encoder
 from vlm.errors import ConfigError, Problem, choices, join
 from vlm.model import VLM
-from vlm.parts import learning_rates
+from vlm.rates import settings
 from vlm.recipe import EncoderSpec, Inspection, LlmSpec, ModelSpec, PartSpec, StageSpec
 from vlm.schema import construct
 from vlm.views import Size
@@ -87,6 +87,8 @@ def stage_problems(found: Inspection, model: VLM | None) -> list[Problem]:
             continue
         place = join("stages", number)
         mine = _train_problems(stage, model)
+        if not any(problem.place.startswith(join(place, "optimiser")) for problem in found.problems):
+            mine += _optimiser_problems(stage)
         known = any(problem.place.startswith(join(place, "views")) for problem in found.problems)
         if found.model is not None and model is not None and shows(stage) and not known:
             mine += _sight_problems(found.model, stage, model)
@@ -106,11 +108,19 @@ def _train_problems(stage: StageSpec, model: VLM | None) -> list[Problem]:
         wrong = [(key, word) for key, word in words.items() if word not in PARTS]
         return [Problem(join("train", key), f"matches no parameter;{choices(word, PARTS)}") for key, word in wrong]
     try:
-        names = [*(name for name, _ in model.named_parameters()), "objective.*"]
-        rates = learning_rates(names, stage.train)
+        rates = settings(model, stage)
     except ConfigError as error:
         return error.under("train").problems
     return [] if rates else [Problem("train", "trains nothing: every rate is 0")]
+
+
+def _optimiser_problems(stage: StageSpec) -> list[Problem]:
+    """Options that it refuses, and what it needs and is not installed."""
+    try:
+        construct(registry.optimisers, stage.optimiser, {"betas": stage.betas})
+    except ConfigError as error:
+        return error.under("optimiser").problems
+    return []
 
 
 def _sight_problems(spec: ModelSpec, stage: StageSpec, model: VLM) -> list[Problem]:

@@ -19,8 +19,9 @@ from vlm.errors import ConfigError
 from vlm.parts import learning_rates, set_modes, set_trainable
 from vlm.recipe import StageSpec
 from vlm.train.batches import Batches, Position, accumulated
+from vlm.train.groups import parameter_groups
 from vlm.train.mixture import Mixture
-from vlm.train.module import StageModule, TrainingError, parameter_groups
+from vlm.train.module import StageModule, TrainingError
 from vlm.train.objectives import LanguageModelling, Loss, ReadSlots
 from vlm.train.run import train
 from vlm.train.schedule import schedule
@@ -172,8 +173,10 @@ def test_micro_batches_change_nothing(toy: Callable[..., Any]) -> None:
 
 
 def test_vectors_do_not_decay(toy: Callable[..., Any]) -> None:
-    module = StageModule(toy(), LanguageModelling(), stage=stage(train={"llm": 1e-3}), accumulate=1)
-    for group in parameter_groups(module, module.rates, 0.1):
+    model = toy()
+    spec = stage(train={"llm": 1e-3}, weight_decay=0.1)
+    module = StageModule(model, LanguageModelling(), stage=spec, accumulate=1)
+    for group in parameter_groups(dict(model.named_parameters()), module.settings, module.kinds):
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
 

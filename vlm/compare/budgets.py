@@ -18,12 +18,12 @@ from vlm.data import DataError
 from vlm.errors import ConfigError, Problem
 from vlm.images import ImageError
 from vlm.model import VLM
-from vlm.parts import learning_rates
 from vlm.planning.plan import look
 from vlm.planning.sample import PlanSample
 from vlm.planning.shadow import META
 from vlm.planning.stage import StagePlanner
 from vlm.processor import SampleError
+from vlm.rates import settings
 from vlm.recipe import DataSpec, StageSpec
 from vlm.sample import Batch, Sample
 from vlm.stages import own_sight, sight
@@ -91,7 +91,7 @@ def plan_cell(source: Mapping[str, Any]) -> CellPlan:
         look(model, recipe, sight(stage, own))
         seen = _samples(stage, model)
         stages.append(_use(stage, model, seen, notes))
-        trained |= learning_rates([*sizes, "objective.*"], stage.train).keys()
+        trained |= settings(model, stage).keys()
     images = _mean(seen, lambda one: len(one.example.looks))
     return CellPlan(
         parameters=sum(sizes.values()),

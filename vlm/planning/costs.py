@@ -1,6 +1,6 @@
 """FLOPs and bytes of a model, found by running it for its shapes (see `vlm.planning.shadow`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any
@@ -82,7 +82,13 @@ def _reached(node: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
 
 
 def stage_costs(
-    model: VLM, objective: Any, batch: Batch, *, rates: Mapping[str, float], precision: str
+    model: VLM,
+    objective: Any,
+    batch: Batch,
+    *,
+    rates: Mapping[str, float],
+    precision: str,
+    footprint: Callable[[], tuple[int, int]] | None = None,
 ) -> tuple[Flops, Memory]:
     """FLOPs of a sample and bytes of a micro batch on one device, of a stage that trains what is in `rates`.
 
@@ -95,6 +101,8 @@ def stage_costs(
         batch: one micro batch.
         rates: names of the parameters that train.
         precision: Lightning's word for it.
+        footprint: bytes that the optimiser keeps, and that its step takes, asked when gradients are there; those of
+            torch's AdamW with `foreach` if absent.
     """
     set_trainable(model, rates)
     set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in rates.items()})
@@ -106,7 +114,9 @@ def stage_costs(
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         blocks = checkpointed_blocks(model)
         flops, run = _measured(whole, blocks, batch, precision)
-        memory = _memory(whole, blocks, run)
+        trained = trainable_bytes(whole)
+        state, step = (2 * trained, trained) if footprint is None or not trained else footprint()
+        memory = _memory(whole, blocks, {**run, "optimiser": state, "step": step})
     whole.zero_grad()
     return Flops(*(getattr(flops, item.name) // len(batch) for item in fields(Flops))), memory
 
@@ -141,12 +151,9 @@ def _measured(
 
 def _memory(whole: nn.ModuleList, blocks: list[nn.Module], run: dict[str, int]) -> Memory:
     inside = [nbytes(block) for block in blocks]
-    trained = trainable_bytes(whole)
     return Memory(
         weights=nbytes(whole),
-        gradients=trained,
-        optimiser=2 * trained,
-        step=trained,
+        gradients=trainable_bytes(whole),
         block=max(inside, default=0),
         rest=nbytes(whole) - sum(inside),
         **run,

@@ -15,7 +15,7 @@ class Memory:
     gradients: int
     """Of what is trained."""
     optimiser: int
-    """AdamW's two moments."""
+    """Its state: of AdamW two moments a parameter."""
     activations: int
     """What the forward pass keeps for the backward pass, the micro batch's own tensors included."""
     checkpointed: int

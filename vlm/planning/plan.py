@@ -9,13 +9,13 @@ from vlm.assembly import Source, blueprint
 from vlm.errors import ConfigError, join
 from vlm.images import ImageError
 from vlm.model import VLM
-from vlm.parts import learning_rates
 from vlm.planning.costs import forward_costs
 from vlm.planning.picture_sizes import picture_sizes
 from vlm.planning.sample import ImageCount, PlanSample, choose_samples, count_images
 from vlm.planning.shadow import META
 from vlm.planning.shadow_batch import shadow_batch
 from vlm.planning.stage import StageCost, StagePlanner
+from vlm.rates import settings
 from vlm.recipe import Recipe
 from vlm.stages import Sight, own_sight, show, sight
 from vlm.views import Size
@@ -174,7 +174,7 @@ def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     stages = {}
     for stage in recipe.stages:
-        rates = learning_rates([*sizes, "objective.*"], stage.train)
+        rates = settings(model, stage)
         stages[stage.name] = {
             part: sum(size for name, size in sizes.items() if name in rates and name.startswith(part + "."))
             for part in model.parts()

@@ -1,7 +1,9 @@
 """What one stage of a recipe costs."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from vlm import registry
 from vlm.errors import ConfigError
 from vlm.model import VLM
-from vlm.parts import learning_rates, matches
+from vlm.parts import matches
 from vlm.planning.costs import Flops, stage_costs
 from vlm.planning.memory import STRATEGIES, Memory
 from vlm.planning.precision import WHOLE
 from vlm.planning.sample import PlanSample
+from vlm.rates import Setting, settings
 from vlm.recipe import PartSpec, StageSpec
 from vlm.sample import Batch
 from vlm.schema import construct
@@ -116,11 +119,23 @@ class StagePlanner:
         facts = import_module("vlm.train.objectives").facts(self.model)
         with planning():
             built = construct(registry.objectives, objective, facts)
-        names = [name for name, _ in self.model.named_parameters()]
-        names += [f"objective.{name}" for name, _ in built.named_parameters()]
+        own = [f"objective.{name}" for name, _ in built.named_parameters()]
+        names = [*(name for name, _ in self.model.named_parameters()), *own]
         train = {key: rate for key, rate in stage.train.items() if _means_something(key, names)}
-        rates = learning_rates(names, train)
-        return stage_costs(self.model, built, batch, rates=rates, precision=_precision(stage))
+        found = settings(self.model, stage.model_copy(update={"train": train}), own)
+        rates = {name: setting.lr for name, setting in found.items()}
+        footprint = partial(self._footprint, stage, built, found)
+        return stage_costs(self.model, built, batch, rates=rates, precision=_precision(stage), footprint=footprint)
+
+    def _footprint(self, stage: StageSpec, objective: Any, found: Mapping[str, Setting]) -> tuple[int, int]:
+        """What the stage's optimiser keeps, and takes for a step."""
+        groups = import_module("vlm.train.groups")
+        optimiser = construct(registry.optimisers, stage.optimiser, {"betas": stage.betas})
+        named = dict(self.model.named_parameters())
+        named |= {f"objective.{name}": parameter for name, parameter in objective.named_parameters()}
+        kinds = groups.kinds(self.model, objective)
+        size: tuple[int, int] = optimiser.footprint(groups.parameter_groups(named, found, kinds))
+        return size
 
 
 def _means_something(key: str, names: list[str]) -> bool:

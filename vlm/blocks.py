@@ -1,0 +1,68 @@
+"""The blocks of any part, and how deep each of its parameters lies among them."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from vlm.encoder import Encoder
+from vlm.llm import decoder_blocks
+from vlm.model import VLM
+
+
+def parts_of(model: VLM) -> dict[str, nn.Module]:
+    """The parts that depth is counted in: `encoders.0`, ..., `connector`, `llm`."""
+    encoders = {f"encoders.{number}": encoder for number, encoder in enumerate(model.encoders)}
+    return {**encoders, "connector": model.connector, "llm": model.llm}
+
+
+def blocks_of(name: str, part: nn.Module) -> list[nn.Module]:
+    """The blocks of the part `name`, or a pyramid's stages, in order: of an LLM the decoder blocks, of an encoder those
+    that run. Outside of LLMs they are the outermost lists of like modules, of the kind with the most parameters.
+
+    Empty where a part has no such list (an MLP).
+    """
+    if name == "llm":
+        return list(decoder_blocks(part))
+    found = _repeated(part)
+    return part.running(found) if isinstance(part, Encoder) else found
+
+
+def passed(part: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, int]:
+    """Parameter name in `part` -> its place among the blocks that run: 0 before the first one, i + 1 inside block i,
+    and one more than there are after the last one.
+
+    Before and after are told by the order in which the part has its modules. What stands between two blocks counts as
+    the next one; blocks that do not run learn nothing and count as before the first one.
+    """
+    idle = {id(p): 0 for block in _repeated(part) for p in block.parameters()}
+    inside = {id(p): number for number, block in enumerate(blocks, start=1) for p in block.parameters()}
+    found: dict[str, int] = {}
+    reached = 0
+    for name, parameter in part.named_parameters():
+        own = inside.get(id(parameter), idle.get(id(parameter)))
+        reached = reached if own is None else max(own, reached)
+        between = 0 if not reached else reached + 1
+        found[name] = between if own is None else own
+    return found
+
+
+def _repeated(part: nn.Module) -> list[nn.Module]:
+    lists = list(_lists(part))
+    if not lists:
+        return []
+    sizes: dict[type, int] = {}
+    for items in lists:
+        sizes[type(items[0])] = sizes.get(type(items[0]), 0) + sum(p.numel() for one in items for p in one.parameters())
+    kind = max(sizes, key=lambda one: sizes[one])
+    return [item for items in lists if type(items[0]) is kind for item in items]
+
+
+def _lists(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """Outermost lists of two or more modules of one class that are made of modules themselves."""
+    items = list(module.children())
+    listed = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(item) for item in items}) == 1
+    if listed and len(items) > 1 and not isinstance(items[0], nn.ModuleList) and any(True for _ in items[0].children()):
+        yield items
+        return
+    for item in items:
+        yield from _lists(item)
