@@ -87,12 +87,13 @@ class Reader:
         Raises:
             ConfigError: there is none among the first hundred.
         """
-        found = [self.measure(number) for number in range(100)]
-        fine = [one for one in found if isinstance(one, Extent)]
-        if not fine:
-            why = "; ".join(dict.fromkeys(one.why for one in found[:3] if isinstance(one, Skipped)))
-            raise ConfigError(Problem("data", f"none of the first 100 samples can be used: {why}"))
-        return fine[0]
+        why: dict[str, None] = {}
+        for number in range(100):
+            found = self.measure(number)
+            if isinstance(found, Extent):
+                return found
+            why[found.why] = None
+        raise ConfigError(Problem("data", f"none of the first 100 samples can be used: {'; '.join([*why][:3])}"))
 
     def batch(self, rows: Sequence[Sequence[Example | Skipped]], packed: bool) -> Batch:
         """What was read for the rows of a batch -> the batch, without what was left out."""
