@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.attention import Implementation
-from vlm.encoder import Encoder
+from vlm.encoder import Encoder, Stack
 from vlm.errors import ConfigError, Problem, unknown
 from vlm.features import Features, Grid
 from vlm.views import ImageSpec, Size
@@ -80,9 +80,9 @@ class Intermediates(Encoder):
             if any("fused_attn" in inspect.get_annotations(kind) for kind in type(part).__mro__):
                 part.fused_attn = how == "sdpa"  # type: ignore[assignment]
 
-    def running(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-        """A stage of a pyramid may be a list of blocks or of several; then all of them count."""
-        return super().running(blocks) if len(blocks) == self._depth else list(blocks)
+    def stack(self, blocks: Sequence[nn.Module]) -> Stack:
+        """A stage of a pyramid may be a list of blocks itself; then all of them count as running."""
+        return super().stack(blocks) if len(blocks) == self._depth else Stack(tuple(blocks), len(blocks))
 
     def grid(self, size: Size) -> Grid:
         if size not in self._grids:

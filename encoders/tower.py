@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.attention import Implementation
-from vlm.encoder import Encoder
+from vlm.encoder import Encoder, Stack
 from vlm.errors import ConfigError, Problem
 from vlm.features import Features, Grid
 from vlm.views import Size
@@ -91,8 +91,11 @@ class Tower(Encoder):
         if how == "eager" or self.model._supports_sdpa:  # a few families have one way only
             self.model.set_attn_implementation(how)
 
-    def running(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-        return [self.model.get_submodule(name) for name in self._anatomy.blocks[: max(self._take)]]
+    def stack(self, blocks: Sequence[nn.Module]) -> Stack:
+        own = tuple(self.model.get_submodule(name) for name in self._anatomy.blocks)
+        norm = () if self._anatomy.norm is None else (self._anatomy.norm,)
+        after = tuple(self.model.get_submodule(name) for name in (*norm, *self._anatomy.heads))
+        return Stack(own, max(self._take), after)
 
     def grid(self, size: Size) -> Grid:
         if size not in self._grids:

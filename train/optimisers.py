@@ -46,6 +46,7 @@ class AdamW(Optimiser):
     """
 
     def __init__(self, betas: tuple[float, float], *, eps: float = 1e-8, fused: bool | None = None) -> None:
+        _refuse(eps=(eps, eps >= 0, "0 or more"))
         self.betas = betas
         self.eps = eps
         self.fused = fused
@@ -82,7 +83,8 @@ class AdamW8bit(Optimiser):
     def __init__(self, betas: tuple[float, float], *, eps: float = 1e-8, paged: bool = False) -> None:
         if find_spec("bitsandbytes") is None:
             message = "`adamw8bit` needs bitsandbytes, which is not installed: pip install bitsandbytes"
-            raise ConfigError(Problem("", message))
+            raise ConfigError(message)
+        _refuse(eps=(eps, eps >= 0, "0 or more"))
         self.betas = betas
         self.eps = eps
         self.paged = paged
@@ -121,6 +123,11 @@ class Adafactor(Optimiser):
         momentum: float | None = None,
         scale_parameter: bool = False,
     ) -> None:
+        _refuse(
+            clip_threshold=(clip_threshold, clip_threshold > 0, "more than 0"),
+            decay_rate=(decay_rate, decay_rate < 0, "less than 0"),
+            momentum=(momentum, momentum is None or 0 <= momentum < 1, "0 to less than 1"),
+        )
         self._options = {"clip_threshold": clip_threshold, "decay_rate": decay_rate, "beta1": momentum}
         self._scale = scale_parameter
 
@@ -155,6 +162,10 @@ class Muon(Optimiser):
     def __init__(
         self, betas: tuple[float, float], *, momentum: float = 0.95, nesterov: bool = True, ns_steps: int = 5
     ) -> None:
+        _refuse(
+            momentum=(momentum, 0 <= momentum < 1, "0 to less than 1"),
+            ns_steps=(ns_steps, 0 < ns_steps < 100, "1 to 99"),
+        )
         self.betas = betas
         self._options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
 
@@ -187,13 +198,12 @@ class GaLore(Optimiser):
         scale: float = 0.25,
         eps: float = 1e-8,
     ) -> None:
-        problems = [
-            Problem(name, f"`{value}`; allowed: more than 0")
-            for name, value in (("rank", rank), ("every", every), ("scale", scale))
-            if value <= 0
-        ]
-        if problems:
-            raise ConfigError(problems)
+        _refuse(
+            rank=(rank, rank > 0, "1 or more"),
+            every=(every, every > 0, "1 or more"),
+            scale=(scale, scale > 0, "more than 0"),
+            eps=(eps, eps >= 0, "0 or more"),
+        )
         self.betas = betas
         self.rank = rank
         self.eps = eps
@@ -215,6 +225,23 @@ class GaLore(Optimiser):
 def divided(groups: Groups) -> tuple[Groups, Groups]:
     """Groups of hidden matrices, and the others."""
     return [group for group in groups if group["hidden"]], [group for group in groups if not group["hidden"]]
+
+
+def _refuse(**options: tuple[Any, bool, str]) -> None:
+    """
+    Args:
+        options: by name the value, whether it is right, and what is allowed.
+
+    Raises:
+        ConfigError: all options that are wrong.
+    """
+    problems = [
+        Problem(name, f"`{value}`; allowed: {allowed}")
+        for name, (value, right, allowed) in options.items()
+        if not right
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _whole(groups: Groups, name: str) -> None:

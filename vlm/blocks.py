@@ -1,10 +1,10 @@
 """The blocks of any part, and how deep each of its parameters lies among them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from torch import nn
 
-from vlm.encoder import Encoder
+from vlm.encoder import Encoder, Stack
 from vlm.llm import decoder_blocks
 from vlm.model import VLM
 
@@ -15,34 +15,35 @@ def parts_of(model: VLM) -> dict[str, nn.Module]:
     return {**encoders, "connector": model.connector, "llm": model.llm}
 
 
-def blocks_of(name: str, part: nn.Module) -> list[nn.Module]:
-    """The blocks of the part `name`, or a pyramid's stages, in order: of an LLM the decoder blocks, of an encoder those
-    that run. Outside of LLMs they are the outermost lists of like modules, of the kind with the most parameters.
+def stack_of(name: str, part: nn.Module) -> Stack:
+    """The blocks of the part `name`, or a pyramid's stages: of an LLM the decoder blocks, of another part the outermost
+    lists of like modules, of the kind with the most parameters, unless an encoder knows better.
 
     Empty where a part has no such list (an MLP).
     """
-    if name == "llm":
-        return list(decoder_blocks(part))
-    found = _repeated(part)
-    return part.running(found) if isinstance(part, Encoder) else found
+    found = tuple(decoder_blocks(part) if name == "llm" else _repeated(part))
+    return part.stack(found) if isinstance(part, Encoder) else Stack(found, len(found))
 
 
-def passed(part: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, int]:
+def passed(part: nn.Module, stack: Stack) -> dict[str, int]:
     """Parameter name in `part` -> its place among the blocks that run: 0 before the first one, i + 1 inside block i,
     and one more than there are after the last one.
 
     Before and after are told by the order in which the part has its modules. What stands between two blocks counts as
     the next one; blocks that do not run learn nothing and count as before the first one.
     """
-    idle = {id(p): 0 for block in _repeated(part) for p in block.parameters()}
-    inside = {id(p): number for number, block in enumerate(blocks, start=1) for p in block.parameters()}
+    known = {id(p): stack.running + 1 for one in stack.after for p in one.parameters()}
+    for number, block in enumerate(stack.blocks, start=1):
+        known |= {id(p): number if number <= stack.running else 0 for p in block.parameters()}
     found: dict[str, int] = {}
     reached = 0
     for name, parameter in part.named_parameters():
-        own = inside.get(id(parameter), idle.get(id(parameter)))
-        reached = reached if own is None else max(own, reached)
-        between = 0 if not reached else reached + 1
-        found[name] = between if own is None else own
+        own = known.get(id(parameter))
+        if own is None:
+            own = reached + 1 if reached else 0
+        elif own <= stack.running:
+            reached = max(reached, own)
+        found[name] = own
     return found
 
 

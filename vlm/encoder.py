@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,18 @@ from vlm.attention import Implementation, set_attention
 from vlm.errors import ConfigError, Problem
 from vlm.features import Features, Grid, Shape
 from vlm.views import ImageSpec, Size
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The blocks of a part, for what goes by depth."""
+
+    blocks: tuple[nn.Module, ...]
+    """All of them, in order."""
+    running: int
+    """How many of them run; those above learn nothing."""
+    after: tuple[nn.Module, ...] = ()
+    """Modules that are known to be used after the last block, wherever the part lists them."""
 
 
 class Encoder(nn.Module, ABC):
@@ -54,10 +66,10 @@ class Encoder(nn.Module, ABC):
         self.grid(size)
         self.image = replace(self.image, size=size)
 
-    def running(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-        """Of all its blocks those that run: what lies above the highest of `layers` learns nothing."""
+    def stack(self, blocks: Sequence[nn.Module]) -> Stack:
+        """Its blocks, given what its lists of modules look like; those above the highest of `layers` do not run."""
         numbers = [layer if layer >= 0 else len(blocks) + 1 + layer for layer in self.layers]
-        return list(blocks[: max(numbers, default=0)])
+        return Stack(tuple(blocks), max(numbers, default=0))
 
     def set_attention(self, how: Implementation) -> None:
         """Choose how attention is computed; by default in the kit's own modules, of which it is made."""

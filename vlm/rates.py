@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vlm.blocks import blocks_of, parts_of, passed
+from vlm.blocks import parts_of, passed, stack_of
 from vlm.errors import ConfigError, Problem, join
 from vlm.model import VLM
 from vlm.parts import winners
@@ -81,10 +81,11 @@ def _depths(model: VLM, names: set[str]) -> dict[str, _Depth]:
     for part, module in parts_of(model).items():
         mine = {name for name in names if name.startswith(part + ".")}
         if mine:
-            blocks = blocks_of(part, module)
-            place = passed(module, blocks)
+            stack = stack_of(part, module)
+            place = passed(module, stack)
             found |= {
-                name: _Depth(part, len(blocks), place[name.removeprefix(part + ".")] if blocks else 1) for name in mine
+                name: _Depth(part, stack.running, place[name.removeprefix(part + ".")] if stack.blocks else 1)
+                for name in mine
             }
     return found
 

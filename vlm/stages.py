@@ -10,7 +10,7 @@ from vlm.errors import ConfigError, Problem, choices, join
 from vlm.model import VLM
 from vlm.rates import settings
 from vlm.recipe import EncoderSpec, Inspection, LlmSpec, ModelSpec, PartSpec, StageSpec
-from vlm.schema import construct
+from vlm.schema import construct, given
 from vlm.views import Size
 from vlm.weights import config_fields
 
@@ -115,11 +115,14 @@ def _train_problems(stage: StageSpec, model: VLM | None) -> list[Problem]:
 
 
 def _optimiser_problems(stage: StageSpec) -> list[Problem]:
-    """Options that it refuses, and what it needs and is not installed."""
+    """Options that it refuses, what it needs and is not installed, and numbers of the stage that it would not use."""
     try:
         construct(registry.optimisers, stage.optimiser, {"betas": stage.betas})
     except ConfigError as error:
         return error.under("optimiser").problems
+    used = given(registry.optimisers.get(stage.optimiser.name))
+    if "betas" in stage.model_fields_set and "betas" not in used:
+        return [Problem("betas", f"`{stage.optimiser.name}` takes none, so they would do nothing; leave them out")]
     return []
 
 

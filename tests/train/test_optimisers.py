@@ -361,15 +361,40 @@ def test_an_optimiser_from_outside(tmp_path: Path) -> None:
     assert "lr/connector" in (run / "stages/01-s/metrics.csv").read_text()
 
 
+class Asking(Plain):
+    """Looks at values as it steps."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        class Curious(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                return super().step(closure) if self.param_groups[0]["params"][0].sum().item() > 0 else None
+
+        return Curious(groups)
+
+
+def test_one_that_asks_for_values_is_counted_as_adamw_and_said_to_be() -> None:
+    found = plan(recipe({"name": f"{__name__}:Asking"}))
+    assert found.training["s"].memory.optimiser == 8 * sum(found.stages["s"].values())
+    assert found.training["s"].flops.forward > 0
+    (note,) = found.notes
+    assert note.startswith(f"the state of `{__name__}:Asking` is counted as AdamW's, since it does not step without")
+
+
 MISTAKES = {
     "adamv": r"stages\.0\.optimiser: unknown optimiser `adamv`; did you mean `adamw`",
     "adamw8bit": r"stages\.0\.optimiser: `adamw8bit` needs bitsandbytes, .*pip install bitsandbytes",
-    "rank": r"stages\.0\.optimiser\.rank: `0`; allowed: more than 0",
+    "rank": r"stages\.0\.optimiser\.rank: `0`; allowed: 1 or more",
     "option": r"stages\.0\.optimiser\.rnak: unknown .* did you mean `rank`",
     "type": r"stages\.0\.optimiser\.every: `often` is wrong",
+    "momentum": r"stages\.0\.optimiser\.momentum: `1\.5`; allowed: 0 to less than 1",
     "torch.optim:SGD": r"stages\.0\.optimiser: `torch\.optim:SGD` is .*must be a subclass of vlm\.train\.optimisers",
 }
-WRONG = {"rank": {"rank": 0}, "option": {"rnak": 4}, "type": {"every": "often"}}
+WRONG = {
+    "rank": {"rank": 0},
+    "option": {"rnak": 4},
+    "type": {"every": "often"},
+    "momentum": {"name": "muon", "momentum": 1.5},
+}
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
@@ -381,7 +406,14 @@ def test_mistakes_have_their_dotted_place(kind: str, command: Any, monkeypatch: 
     assert len(caught.value.problems) == 1
 
 
-@pytest.mark.parametrize("name", ["muon", "galore"])
+def test_betas_that_nothing_reads_are_refused() -> None:
+    """Seen elsewhere: options that are declared and never used."""
+    with pytest.raises(ConfigError, match=r"stages\.0\.betas: `adafactor` takes none, so they would do nothing"):
+        check(recipe("adafactor", betas=[0.9, 0.99]), [])
+    check(recipe("muon", betas=[0.9, 0.99]), [])
+
+
+@pytest.mark.parametrize("name", ["muon", "galore", "adafactor"])
 def test_flat_pieces_of_matrices_are_refused(name: str) -> None:
     """As a strategy with flat parameters keeps them: what was a matrix when the stage was made is none any more."""
     with pytest.raises(ConfigError, match=f"`{name}` works on whole matrices"):

@@ -13,7 +13,7 @@ import vlm
 from tests.conftest import LLAMA, SIGLIP, perturb, toy_recipe
 from tests.vlm_core.twins import ENCODERS
 from vlm.assembly import blueprint
-from vlm.blocks import blocks_of
+from vlm.blocks import stack_of
 from vlm.errors import ConfigError
 from vlm.planning.plan import plan
 from vlm.rates import settings
@@ -113,7 +113,8 @@ def test_of_the_last_block_every_parameter_learns(name: str) -> None:
     model = vlm.assemble(toy_recipe(encoders={**ENCODERS, **others}[name]))
     encoder = perturb(model).encoders[0]
     found = rates(model, encoders={"lr": 1.0, "last": 1})
-    first = blocks_of("encoders.0", encoder)[-1]
+    stack = stack_of("encoders.0", encoder)
+    first = stack.blocks[stack.running - 1]
     inside = {f"encoders.0.{n}" for n, p in encoder.named_parameters() if any(p is q for q in first.parameters())}
     assert inside
     assert inside <= set(found)

@@ -88,7 +88,7 @@ def stage_costs(
     *,
     rates: Mapping[str, float],
     precision: str,
-    footprint: Callable[[], tuple[int, int]] | None = None,
+    footprint: Callable[[], tuple[int, int] | None] = lambda: None,
 ) -> tuple[Flops, Memory]:
     """FLOPs of a sample and bytes of a micro batch on one device, of a stage that trains what is in `rates`.
 
@@ -102,7 +102,7 @@ def stage_costs(
         rates: names of the parameters that train.
         precision: Lightning's word for it.
         footprint: bytes that the optimiser keeps, and that its step takes, asked when gradients are there; those of
-            torch's AdamW with `foreach` if absent.
+            torch's AdamW with `foreach` if it knows none.
     """
     set_trainable(model, rates)
     set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in rates.items()})
@@ -115,7 +115,7 @@ def stage_costs(
         blocks = checkpointed_blocks(model)
         flops, run = _measured(whole, blocks, batch, precision)
         trained = trainable_bytes(whole)
-        state, step = (2 * trained, trained) if footprint is None or not trained else footprint()
+        state, step = (footprint() if trained else None) or (2 * trained, trained)
         memory = _memory(whole, blocks, {**run, "optimiser": state, "step": step})
     whole.zero_grad()
     return Flops(*(getattr(flops, item.name) // len(batch) for item in fields(Flops))), memory

@@ -109,13 +109,13 @@ class StagePlanner:
         for targets in (dict[str, torch.Tensor], lambda: _targets(stage, size)):
             try:
                 batch.targets = targets()
-                return self._costs(stage, stage.objective, batch)
+                return self._costs(stage, stage.objective, batch, notes)
             except ConfigError as error:  # it wants classes to learn, and only the data has them
                 problem = error
         notes.append(f"stage {stage.name} is counted as language_modelling, since {problem}")
-        return self._costs(stage, PartSpec(name="language_modelling"), batch)
+        return self._costs(stage, PartSpec(name="language_modelling"), batch, notes)
 
-    def _costs(self, stage: StageSpec, objective: PartSpec, batch: Batch) -> tuple[Flops, Memory]:
+    def _costs(self, stage: StageSpec, objective: PartSpec, batch: Batch, notes: list[str]) -> tuple[Flops, Memory]:
         facts = import_module("vlm.train.objectives").facts(self.model)
         with planning():
             built = construct(registry.objectives, objective, facts)
@@ -124,17 +124,26 @@ class StagePlanner:
         train = {key: rate for key, rate in stage.train.items() if _means_something(key, names)}
         found = settings(self.model, stage.model_copy(update={"train": train}), own)
         rates = {name: setting.lr for name, setting in found.items()}
-        footprint = partial(self._footprint, stage, built, found)
+        footprint = partial(self._footprint, stage, built, found, notes)
         return stage_costs(self.model, built, batch, rates=rates, precision=_precision(stage), footprint=footprint)
 
-    def _footprint(self, stage: StageSpec, objective: Any, found: Mapping[str, Setting]) -> tuple[int, int]:
-        """What the stage's optimiser keeps, and takes for a step."""
+    def _footprint(
+        self, stage: StageSpec, objective: Any, found: Mapping[str, Setting], notes: list[str]
+    ) -> tuple[int, int] | None:
+        """What the stage's optimiser keeps, and takes for a step; None for one that asks for values: there are none."""
         groups = import_module("vlm.train.groups")
         optimiser = construct(registry.optimisers, stage.optimiser, {"betas": stage.betas})
         named = dict(self.model.named_parameters())
         named |= {f"objective.{name}": parameter for name, parameter in objective.named_parameters()}
         kinds = groups.kinds(self.model, objective)
-        size: tuple[int, int] = optimiser.footprint(groups.parameter_groups(named, found, kinds))
+        try:
+            size: tuple[int, int] = optimiser.footprint(groups.parameter_groups(named, found, kinds))
+        except ConfigError:
+            raise
+        except Exception as error:  # of any library
+            name, why = stage.optimiser.name, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            notes.append(f"the state of `{name}` is counted as AdamW's, since it does not step without values ({why})")
+            return None
         return size
 
 
