@@ -36,6 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     sample = next((place / "runs/demo/samples").glob("*.png"))
     shutil.copy(sample, place / "photo.png")
+    for name in ("number/a.png", "empty/b.png", "c.png"):
+        (place / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample, place / "photos" / name)
+    (place / "photos/empty/notes.txt").write_text("no image\n")
     (place / "questions.jsonl").write_text('{"image": "photo.png", "question": "What is the number?"}\n')
     mine = {"id": "1", "image": "photo.png", "question": "What is the number?", "answer": "7"}
     (place / "mine.jsonl").write_text(json.dumps(mine) + "\n")

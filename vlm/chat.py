@@ -37,7 +37,9 @@ class ChatFormat:
         self.joint = joint
         self.placeholder_id = int(tokenizer.convert_tokens_to_ids(PLACEHOLDER))
         self.pad_id = int(tokenizer.pad_token_id or 0)
+        self._special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
         self._template = Template(tokenizer)
+        self._tail = self._behind_last_turn()
         self.stop_ids = sorted({*stop_ids, *self._end_of_answer()})
         self._cached = lru_cache(maxsize=4096)(self._encode)  # one question is often asked about many images
 
@@ -61,7 +63,7 @@ class ChatFormat:
         text, spans = self._render(turns, images)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoding["input_ids"], dtype=torch.long)
-        spoken = _covered(encoding["offset_mapping"], spans)
+        spoken = _covered(encoding["offset_mapping"], spans, torch.isin(ids, self._special))
         return self._expand(ids, spoken, images)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -77,6 +79,7 @@ class ChatFormat:
             if turn.role == "assistant":
                 before = self._text(turns[:number], layouts, prompt=True)
                 after = text if number == len(turns) - 1 else self._text(turns[: number + 1], layouts)
+                after = after.removesuffix(self._tail)
                 if not after.startswith(before):
                     raise ValueError("the chat template does not continue its own generation prompt")
                 if not text.startswith(after):
@@ -111,6 +114,17 @@ class ChatFormat:
         seen = owner.cummax(0).values if len(ids) else owner
         labels = torch.where(spoken & ~marks, ids, -100)
         return Encoded(*(part.repeat_interleave(repeats) for part in (ids, labels, owner, seen)))
+
+    def _behind_last_turn(self) -> str:
+        """The special token with which the template ends a talk, behind the last turn's own end (Phi-3); often none."""
+        turns = [Turn("user", "question"), Turn("assistant", "answer")]
+        try:
+            alone, followed = self._text(turns), self._text([*turns, Turn("user", "another")])
+        except ValueError:
+            return ""  # a template for one question, or for no answer
+        tokens = ["", *map(str, self.tokenizer.all_special_tokens)]
+        tails = (token for token in tokens if alone.endswith(token) and followed.startswith(alone.removesuffix(token)))
+        return next(tails, "")
 
     def _end_of_answer(self) -> set[int]:
         """The tokenizer's end token, and the special token that the template puts after an answer."""
@@ -237,10 +251,14 @@ def place_marks(turns: Sequence[Turn], images: int) -> list[Turn]:
     return [*turns[:first], Turn("user", text), *turns[first + 1 :]]
 
 
-def _covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> Tensor:
-    """bool [T]: tokens whose characters (start, end) overlap a span."""
+def _covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], special: Tensor) -> Tensor:
+    """bool [T]: tokens whose characters (start, end) overlap a span.
+
+    A special token that begins before the span is not the speaker's, though Phi-3's swallow white space behind them;
+    any other that does so holds the first word and the space in front of it.
+    """
     starts, ends = torch.tensor(list(offsets), dtype=torch.long).reshape(-1, 2).unbind(1)
     covered = torch.zeros(len(starts), dtype=torch.bool)
     for start, end in spans:
-        covered |= (starts < end) & (ends > start)
+        covered |= (starts < end) & (ends > start) & ~(special & (starts < start))
     return covered

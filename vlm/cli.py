@@ -72,6 +72,53 @@ def train(recipe: Recipe, changes: Overrides = None, out: Out = None) -> None:
 
 
 @app.command()
+def data(
+    samples: Annotated[
+        str,
+        typer.Argument(help="A file, tar shards (`{000..127}.tar`), a folder, or a source as YAML or a YAML file."),
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="A saved model, the folder of a run, or a recipe.")],
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("data.html"),
+    show: Annotated[int, typer.Option(min=1, help="Samples on the page.")] = 24,
+    measure: Annotated[int, typer.Option(min=1, help="Samples that are looked at for the counts.")] = 500,
+) -> None:
+    """Show what a model will see of some data: views, tokens, what is learned, what is wrong."""
+    with _errors():
+        preview = import_module("vlm.train.preview.show")
+        found = preview.preview(samples, model, out=out, show=show, measure=measure)
+        console = _console()
+        for line in [*preview.lines(found), *found.faults[:5]]:
+            console.print(line, soft_wrap=True, markup=False)
+        console.print(f"page: {out}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def convert(
+    form: Annotated[str, typer.Argument(help="folder, labels, coco, vqav2, textvqa, docvqa or chartqa.")],
+    source: Annotated[Path, typer.Argument(metavar="DATA", help="The official annotation file, or the folder.")],
+    out: Annotated[Path, typer.Argument(help="A .jsonl file, or NAME.tar for shards NAME-000000.tar, ...")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, where it is not the official one.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="The annotations beside VQAv2's questions.")] = None,
+    columns: Annotated[str, typer.Option(help="In a table of labels: the columns of file and label.")] = "file,label",
+    question: Annotated[str, typer.Option(help="Asked where only a label is known.")] = "What is in the picture?",
+    prompt: Annotated[str, typer.Option(help="How a question reads.")] = "{question}",
+    shard_size: Annotated[int, typer.Option(min=0, help="Samples of a tar shard.")] = 0,
+) -> None:
+    """Turn labelled images, COCO captions or a benchmark's training files into the kit's JSON lines or tar shards."""
+    with _errors():
+        converting, console = import_module("vlm.train.converters.convert"), _console()
+        names = import_module("vlm.train.converters.forms").pair(columns)
+        files = import_module("vlm.train.converters.forms").Files(source, images, answers, names)
+        texts = {"question": question, "prompt": prompt.replace("\\n", "\n")}
+        found = converting.convert(form, files, out, **texts, shard_size=shard_size)
+        console.print(f"{found.written:,} rows: {out}", soft_wrap=True, markup=False)
+        for cause, count in found.causes.most_common():
+            console.print(f"{count:,} cannot be used: {cause}", soft_wrap=True, markup=False)
+        if found.faults:
+            console.print(f"each of them is named in {out}.faults.txt", soft_wrap=True, markup=False)
+
+
+@app.command()
 def ask(
     model: Model,
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or a .jsonl of {image, question}.")],

@@ -1,19 +1,18 @@
 """Where samples come from: a source is a sequence of samples, read one at a time."""
 
-import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlm.errors import ConfigError, Problem
-from vlm.rows import json_rows
+from vlm.images import ImageLike
+from vlm.rows import Span, json_rows, read_span
 from vlm.sample import IMAGE_MARK, Role, Sample, Turn
 
 _SPEAKERS: dict[Any, Role] = {
@@ -107,7 +106,7 @@ class JsonSource(Source):
     and `content` too), `{"image", "question", "answer" or "answers"}`, or `{"image", "caption"}`. `image` may be absent
     or a list `images`; `id`, `category`, `targets` and `choices` (whose letters are then the answers) are kept.
 
-    A `.jsonl` file is indexed by offset and read row by row, so that its size costs no memory.
+    Either kind of file is indexed by offset and read row by row: a row costs 20 bytes of memory, however long it is.
 
     Args:
         path: the file.
@@ -121,17 +120,16 @@ class JsonSource(Source):
         if self.path.suffix not in (".json", ".jsonl"):
             raise ConfigError(Problem("path", f"`{path}` is of another kind; allowed: a .json or .jsonl file"))
         self.images = Path(images) if images else self.path.parent
-        self._rows: list[Any] | None = None
-        self._lines: Sequence[int] | None = None
-        if self.path.suffix == ".json":
-            self._rows = self._read_list()
-        else:
-            self._offsets, self._lines = _line_offsets(self.path)
+        self._starts, self._lengths, self._lines = array("q"), array("q"), array("i")
+        for span in _list_spans(self.path) if self.path.suffix == ".json" else _line_spans(self.path):
+            self._starts.append(span.start)
+            self._lengths.append(span.length)
+            self._lines.append(span.line)
         if not len(self):
             raise ConfigError(Problem("path", f"`{path}` holds no sample"))
 
     def __len__(self) -> int:
-        return len(self._offsets) if self._rows is None else len(self._rows)
+        return len(self._starts)
 
     def __getitem__(self, index: int) -> Sample:
         """
@@ -139,18 +137,18 @@ class JsonSource(Source):
             DataError: the row is no sample; names the file, the row and what is wrong.
         """
         try:
-            return _sample(self._row(index), self.images, f"{self.path.name}:{index + 1}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.error(index, _reason(error), self._id(index)) from error
+            return sample_of(self._row(index), self._picture, f"{self.path.name}:{index + 1}")
+        except (TypeError, ValueError) as error:
+            raise self.error(index, error, self._id(index)) from error
 
     def error(self, index: int, message: object, id: str = "") -> DataError:
-        return data_error(self.path, message, row=index + 1, line=self._line(index), id=id)
+        return data_error(self.path, message, row=index + 1, line=self._lines[index], id=id)
 
     def missing_images(self) -> list[str]:
         paths = []
         for index in range(len(self)):
             try:
-                paths += [str(self.images / image) for image in _images(self._row(index))]
+                paths += [self._picture(image) for image in images_of(self._row(index))]
             except (AttributeError, TypeError, ValueError):
                 continue  # no sample, which whoever reads it is told
         return absent(paths)
@@ -158,70 +156,71 @@ class JsonSource(Source):
     def _id(self, index: int) -> str:
         """The id of a row that is no sample; empty where it has none."""
         with suppress(ValueError):
-            return _id(self._row(index))
+            return id_of(self._row(index))
         return ""
 
-    def _line(self, index: int) -> int:
-        """Where the row begins; found when it is first asked for."""
-        if self._lines is None:
-            self._lines = [found.span.line for found in json_rows(self.path)]
-        return int(self._lines[index])
+    def _picture(self, image: Any) -> str:
+        if not isinstance(image, str) or not image:
+            raise TypeError(f"an image is a path, not {image!r}")
+        return str(self.images / image)
 
     def _row(self, index: int) -> Any:
-        if self._rows is not None:
-            return self._rows[index]
-        with self.path.open("rb") as file:
-            file.seek(int(self._offsets[index]))
-            return json.loads(file.readline().decode("utf-8-sig"))
-
-    def _read_list(self) -> list[Any]:
-        try:
-            rows = json.loads(self.path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise ConfigError(Problem("path", f"`{self.path}` is not JSON: {error}")) from error
-        if not isinstance(rows, list):
-            raise ConfigError(Problem("path", f"`{self.path}` holds {type(rows).__name__}, not a list of rows"))
-        return rows
+        return read_span(self.path, Span(self._starts[index], self._lengths[index], self._lines[index]))
 
 
-def _line_offsets(path: Path) -> "tuple[np.ndarray[Any, np.dtype[np.int64]], Any]":
-    """Where each line that is not blank begins, in bytes, and its number."""
-    offsets, lines, position = [], [], 0
+def _line_spans(path: Path) -> Iterator[Span]:
+    """Where each line that is not blank stands; none is decoded."""
+    start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                offsets.append(position)
-                lines.append(number)
-            position += len(line)
-    return np.asarray(offsets, dtype=np.int64), np.asarray(lines, dtype=np.int32)
+                yield Span(start, len(line), number)
+            start += len(line)
 
 
-def _reason(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+def _list_spans(path: Path) -> Iterator[Span]:
+    """Where each item of a JSON list stands."""
+    with path.open("rb") as file:
+        begins = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if begins == b"{":
+        message = f"`{path}` holds an object, not a list of rows; a file with an object on each line is a .jsonl file"
+        raise ConfigError(Problem("path", message))
+    try:
+        for found in json_rows(path):
+            yield found.span
+    except ConfigError as error:
+        raise error.under("path") from error
 
 
 _KEYS = {"id", "question_id", "category", "targets", "image", "images", "answers", "answer", "choices"}
 _IDS = ("id", "question_id")
-_FORMS = ("conversations", "messages", "question", "caption")
+FORMS = ("conversations", "messages", "question", "caption")
+"""What a row says, each in its own way; it has one of them."""
 
 
-def _sample(row: Any, folder: Path, place: str) -> Sample:
-    """
+def sample_of(row: Any, picture: Callable[[Any], ImageLike], place: str) -> Sample:
+    """The sample that a row in one of the forms of `JsonSource` is.
+
+    Args:
+        row: of a JSON file, or made to look like one.
+        picture: what the row has for an image -> the image.
+        place: the id where the row has none.
+
     Raises:
-        KeyError, TypeError, ValueError: what is wrong with the row. Nothing in it is passed over or made up.
+        TypeError, ValueError: what is wrong with the row. Nothing in it is passed over or made up.
     """
     if not isinstance(row, dict):
         raise TypeError(f"a row is an object, not {type(row).__name__}")
-    forms = [key for key in _FORMS if key in row]
+    forms = [key for key in FORMS if key in row]
     if len(forms) != 1:
-        raise ValueError(f"a row has one of {', '.join(_FORMS)}; this one has {', '.join(forms) or 'none'}")
-    near = {key: get_close_matches(key, _KEYS - set(row), n=1, cutoff=0.8) for key in set(row) - _KEYS - {*_FORMS}}
+        raise ValueError(f"a row has one of {', '.join(FORMS)}; this one has {', '.join(forms) or 'none'}")
+    near = {key: get_close_matches(key, _KEYS - set(row), n=1, cutoff=0.8) for key in set(row) - _KEYS - {*FORMS}}
     if misspelt := {key: found[0] for key, found in near.items() if found}:
         raise ValueError("; ".join(f"`{key}`: did you mean `{word}`?" for key, word in sorted(misspelt.items())))
     turns = _turns(row, forms[0])
     return Sample(
         turns=turns,
-        images=[str(folder / image) for image in _images(row)],
+        images=[picture(image) for image in images_of(row)],
         id=next((_text(row[key], "the id") for key in _IDS if key in row), place),
         answers=_answers(row) or [turn.text for turn in turns[-1:] if turn.role == "assistant"],
         category=str(row.get("category", "")),
@@ -230,19 +229,21 @@ def _sample(row: Any, folder: Path, place: str) -> Sample:
     )
 
 
-def _id(row: Any) -> str:
+def id_of(row: Any) -> str:
     """What a row has for an id; empty if it has none."""
     return next((str(row[key]) for key in _IDS if key in row), "") if isinstance(row, dict) else ""
 
 
-def _images(row: dict[str, Any]) -> list[str]:
+def images_of(row: dict[str, Any]) -> list[Any]:
+    """What a row has for its images.
+
+    Raises:
+        ValueError: it has them under two names.
+    """
     if "image" in row and "images" in row:
         raise ValueError("`image` and `images` are both there; give one")
     found = row.get("images", row.get("image"))
-    images = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(image, str) and image for image in images):
-        raise TypeError(f"an image is a path, not {found!r}")
-    return images
+    return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def _answers(row: dict[str, Any]) -> list[str]:
@@ -275,7 +276,8 @@ def _turns(row: dict[str, Any], form: str) -> list[Turn]:
             raise TypeError(f"`{form}` is a list of turns, not {row[form]!r}")
         return [_turn(item) for item in row[form]]
     if form == "caption":
-        return [Turn("user", IMAGE_MARK), Turn("assistant", _text(row["caption"], "caption"))]
+        marks = IMAGE_MARK * max(1, len(images_of(row)))  # of a caption without an image the processor says so
+        return [Turn("user", marks), Turn("assistant", _text(row["caption"], "caption"))]
     answers = _answers(row)
     turns = [Turn("user", _text(row["question"], "question"))]
     return [*turns, Turn("assistant", answers[0])] if answers else turns
@@ -287,7 +289,25 @@ def _turn(item: Any) -> Turn:
     speaker = item.get("from", item.get("role"))
     if speaker not in _SPEAKERS:
         raise ValueError(f"speaker `{speaker}`; allowed: {', '.join(_SPEAKERS)}")
-    return Turn(_SPEAKERS[speaker], _text(item["value"] if "value" in item else item["content"], "a turn's text"))
+    key = next((key for key in ("value", "content") if key in item), None)
+    if key is None:
+        raise ValueError(f"a turn has `value` or `content`; this one has {', '.join(item)}")
+    return Turn(_SPEAKERS[speaker], _said(item[key]))
+
+
+def _said(content: Any) -> str:
+    """A turn's text; or a list of texts and images in order, as chat programs write it."""
+    if not isinstance(content, list):
+        return _text(content, "a turn's text")
+    pieces = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        more = {key for key, value in part.items() if value is not None} - {"type", "index", "text"} if kind else set()
+        if kind not in ("text", "image") or more:
+            named = "the image itself stands under the row's `images`"
+            raise TypeError(f"a part of a turn is {{type: text, text}} or {{type: image}}, not {part!r}; {named}")
+        pieces.append(IMAGE_MARK if kind == "image" else _text(part.get("text"), "a turn's text"))
+    return "".join(pieces)
 
 
 def _text(value: Any, what: str) -> str:

@@ -9,10 +9,11 @@ from vlm.assembly import build
 from vlm.device import usable
 from vlm.errors import ConfigError
 from vlm.model import VLM
+from vlm.processor import Processor
 from vlm.recipe import ModelSpec
 from vlm.saving import CARRIED, CONFIG, TOKENIZER, WEIGHTS, Origin, load_weights, model_folder
 from vlm.schema import validate
-from vlm.weights import no_init
+from vlm.weights import no_init, planning
 
 
 def load(folder: str | Path, device: str = "cpu") -> VLM:
@@ -23,11 +24,7 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
         WeightsError: parameters are missing, unexpected or of another shape.
     """
     folder, device = model_folder(Path(folder)), usable(device)
-    config = _read_config(folder / CONFIG)
-    spec = config["model"]
-    _refuse_own_code(spec, folder)
-    _check_files(folder)
-    spec = _with_tokenizers(spec, folder)
+    config, spec = _read_spec(folder)
     try:
         with no_init():
             model = build(validate(ModelSpec, spec))
@@ -39,6 +36,29 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones
     model.set_attention(model.attention)  # what the LLM was built with, in the other parts too
     return model.eval().to(device)
+
+
+def load_processor(folder: str | Path) -> Processor:
+    """The processor of a saved model, without a weight read.
+
+    Raises:
+        ConfigError: the folder holds no model of the kit.
+    """
+    folder = model_folder(Path(folder))
+    _, spec = _read_spec(folder)
+    try:
+        with planning():
+            return build(validate(ModelSpec, spec)).processor
+    except ConfigError as error:
+        raise ConfigError(error.under("model").problems, source=str(folder / CONFIG)) from error
+
+
+def _read_spec(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the folder's config holds, and the model's spec with tokenizers of the folder."""
+    config = _read_config(folder / CONFIG)
+    _refuse_own_code(config["model"], folder)
+    _check_files(folder)
+    return config, _with_tokenizers(config["model"], folder)
 
 
 def _with_tokenizers(spec: dict[str, Any], folder: Path) -> dict[str, Any]:

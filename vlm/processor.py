@@ -112,11 +112,13 @@ class Processor:
 
     def seen(self, image: ImageLike) -> list[list[Image.Image]]:
         """Per encoder the views of an image as that encoder sees them, in colours again."""
-        opened = open_image(image)
-        plan = self.plan(opened.height, opened.width)
+        return self.shown(self.look(image))
+
+    def shown(self, look: Look) -> list[list[Image.Image]]:
+        """The same for an image that was looked at."""
         return [
-            [encoder.image.denormalise(pixels) for pixels in render(views, opened, encoder.image)]
-            for encoder, views in zip(self._encoders, plan.views, strict=True)
+            [encoder.image.denormalise(pixels[number]) for pixels in look.pixels]
+            for number, encoder in enumerate(self._encoders)
         ]
 
     def tokens(self, height: int, width: int, *, images: int = 1) -> int:

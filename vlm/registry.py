@@ -166,6 +166,8 @@ sources: Registry[Any] = Registry(
     "vlm.data:Source",
     {
         "json": "vlm.data:JsonSource",
+        "datasets": "vlm.train.sources.data_sets:Datasets",
+        "tar": "vlm.train.sources.tars:Tars",
         "handwriting": "vlm.embedded:Handwriting",
         "records": "vlm.eval.sources.records:Records",
         "hub": "vlm.eval.sources.hub:Hub",

@@ -1,0 +1,1 @@
+"""Other people's annotation files -> JSON lines or tar shards of the kit."""

@@ -1,0 +1,1 @@
+"""Sources of large data: what the `datasets` library reads, and tar shards."""
