@@ -22,6 +22,7 @@ from rich.console import Console
 
 from vlm import device as devices
 from vlm import registry
+from vlm.adapting import begin_stage
 from vlm.assembly import Source, assemble, draft
 from vlm.errors import ConfigError, Problem, join
 from vlm.files import write_json
@@ -29,6 +30,7 @@ from vlm.identity import sight_identity
 from vlm.llm import has_sdpa, head_count, isolates_packed, width
 from vlm.loading import load
 from vlm.model import VLM
+from vlm.quantising import check_available, lowered
 from vlm.rates import settings
 from vlm.recipe import CacheSpec, Recipe, StageSpec, read_recipe, read_yaml
 from vlm.schema import construct
@@ -135,6 +137,7 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     """Train stage `number`, from its last checkpoint if it has one, and write what it leaves."""
     stage, folder = run.recipe.stages[number], run.stage(number)
     folder.mkdir(parents=True, exist_ok=True)
+    begin_stage(model, stage, run.recipe.seed + number)
     settings = _device_settings(folder, model, stage, run.recipe.model.llm.attention)
     model.set_attention(settings["attention"])
     if stage.pack and not isolates_packed(model.llm):
@@ -145,7 +148,7 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
     objective = construct(registry.objectives, stage.objective, facts(model))
     checkpoints = Checkpoints(folder / "checkpoints", stage.checkpoint_every)
     bar = StageBar(stage.name, stage.steps, batch_size=stage.batch_size, console=console)
-    with quiet():
+    with lowered(model, stage.quantize), quiet():
         trainer = _trainer(stage, folder, settings["precision"], [bar, checkpoints])
         data = StageData(stage, model, seed=run.recipe.seed + number, answers=objective.learns_answers, folder=folder)
         if stage.cache is not None:
@@ -307,6 +310,7 @@ def _sound(source: Source, overrides: list[str], more: Sequence[Problem] = ()) -
 
 def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Problem]:
     attempts: list[Callable[[], Any]] = [lambda: open_sources(stage.data), lambda: micro_batch(stage, 1)]
+    attempts.append(lambda: check_available(stage.quantize))
     if model is not None:
         attempts.append(lambda: construct(registry.objectives, stage.objective, facts(model)))
     problems = [] if model is None or stage.cache is None else _cache_problems(stage, place, model)

@@ -18,7 +18,7 @@ from vlm.recipe import ModelSpec, PartSpec, Recipe, StageSpec, inspect_recipe
 from vlm.routes import SequenceRoute
 from vlm.schema import construct, given
 from vlm.stages import resolved, stage_problems
-from vlm.starting import begin, start_problems
+from vlm.starting import begin, put_adapters, start_problems
 from vlm.weights import planning
 
 Source = str | Path | Mapping[str, Any] | Recipe
@@ -37,6 +37,7 @@ def assemble(source: Source, overrides: Sequence[str] = ()) -> VLM:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = build(recipe.model)
+    put_adapters(model, recipe.start)
     begin(model, recipe.start)
     return model
 
@@ -76,8 +77,11 @@ def draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
         model = None if found.model is None else builder.model(found.model)
         written_well = not any(problem.place.startswith("model.layout") for problem in builder.problems)
         images = _image_problems(model) if model is not None and written_well else []
+        started = found.recipe.start if found.recipe is not None else {}
+        if model is not None:
+            put_adapters(model, started)
+        start = start_problems(started, model)
         stages = stage_problems(found, model)
-    start = start_problems(found.recipe.start, model) if found.recipe is not None else []
     problems = [*found.problems, *builder.problems, *images, *stages, *start]
     name = "recipe" if isinstance(source, (Mapping, Recipe)) else str(source)
     return Draft(name, found.recipe, found.stages, model, list(dict.fromkeys(problems)))

@@ -229,6 +229,18 @@ def import_(
 
 
 @app.command()
+def merge(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Where the merged model goes.")],
+    parts: Annotated[list[str] | None, typer.Option("--part", help="Of this part alone: llm, encoders.0, ...")] = None,
+) -> None:
+    """Put the adapters of a model into its weights: the same answers, from a model without adapters."""
+    with _errors():
+        folder = import_module("vlm.loading").merge_folder(model, out, parts or [])
+        _console().print(f"merged: {folder}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Where the Hugging Face folder goes.")],

@@ -33,6 +33,8 @@ def identity(model: VLM) -> str:
         "template": str(model.tokenizer.chat_template),
         "stops": model.processor.chat.stop_ids,
     }
+    if model.adapters:  # how much an update counts for stands in no weight
+        facts["adapters"] = {part: adapted.to_dict() for part, adapted in model.adapters.items()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
 
 

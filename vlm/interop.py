@@ -59,6 +59,8 @@ def to_transformers(model: VLM, *, architecture: str | None = None) -> Any:
         ConfigError: transformers has no such architecture; names the slots that do not fit the nearest one.
         KeysError: a parameter on either side is left over.
     """
+    if model.adapters:
+        raise ConfigError(f"adapters on {', '.join(model.adapters)} have no place in the other model: merge them first")
     keymap, facts = _architecture(model, architecture)
     placeholder = model.processor.chat.placeholder_id
     if not has(facts, keymap.placeholder):

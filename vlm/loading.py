@@ -2,16 +2,18 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm.adapters import insert
 from vlm.assembly import build
 from vlm.device import usable
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, choices, join
 from vlm.model import VLM
 from vlm.processor import Processor
 from vlm.recipe import ModelSpec
-from vlm.saving import CARRIED, CONFIG, TOKENIZER, WEIGHTS, Origin, load_weights, model_folder
+from vlm.saving import CARRIED, CONFIG, TOKENIZER, WEIGHTS, Origin, load_weights, model_folder, saved_adapters
 from vlm.schema import validate
 from vlm.weights import no_init, planning
 
@@ -31,6 +33,7 @@ def load(folder: str | Path, device: str = "cpu") -> VLM:
     except ConfigError as error:
         raise ConfigError(error.under("model").problems, source=str(folder / CONFIG)) from error
     model.llm.tie_weights()  # type: ignore[operator]  # part of the initialisation that was left out
+    _put_adapters(model, folder / CONFIG)
     load_weights(model, folder / WEIGHTS)
     model.origin = _origin(config, folder)
     model.llm.tie_weights()  # type: ignore[operator]  # the file's tensors took the places of the tied ones
@@ -59,6 +62,38 @@ def _read_spec(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _refuse_own_code(config["model"], folder)
     _check_files(folder)
     return config, _with_tokenizers(config["model"], folder)
+
+
+def merge_folder(folder: str | Path, out: str | Path, parts: Sequence[str] = ()) -> Path:
+    """Save the model in `folder` to `out` with its adapters merged.
+
+    Args:
+        folder: of a saved model or a run.
+        out: where to.
+        parts: whose adapters; all if there are none.
+
+    Raises:
+        ConfigError: there are no such adapters, or see `load` and `VLM.save`.
+    """
+    model = load(folder)
+    lacking = [part for part in parts if part not in model.adapters]
+    if lacking or not model.adapters:
+        raise ConfigError(f"`{folder}` has no adapters on {', '.join(lacking) or 'any part'}")
+    model.merge(parts)
+    return model.save(out)
+
+
+def _put_adapters(model: VLM, file: Path) -> None:
+    """The adapters that the model was saved with, their weights still to be read."""
+    parts = model.parts()
+    for part, adapted in saved_adapters(file.parent).items():
+        try:
+            if part not in parts:
+                raise ConfigError(f"there is no such part;{choices(part, list(parts))}")
+            insert(parts[part], adapted, drawn=False)
+        except ConfigError as error:
+            raise ConfigError(error.under(join("adapters", part)).problems, source=str(file)) from error
+        model.adapters[part] = adapted
 
 
 def _with_tokenizers(spec: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm import adapters
 from vlm import llm as llms
+from vlm.adapters import Adapted, AdapterSpec
 from vlm.answering import Answer, in_order, read, replies, room
 from vlm.attention import Implementation, set_attention
 from vlm.chat import ChatFormat
 from vlm.connector import Chain
 from vlm.encoder import Encoder
+from vlm.errors import ConfigError
 from vlm.features import Features, Shape, VisionTokens
 from vlm.generation import generate
 from vlm.images import ImageLike
@@ -60,6 +63,7 @@ class VLM(nn.Module):
         self.layout = layout
         self.spec = spec
         self.origin: Origin | None = None
+        self.adapters: dict[str, Adapted] = {}
         connector.attach(llm)
 
     @cached_property
@@ -98,6 +102,28 @@ class VLM(nn.Module):
         """Name -> module of each part: a total and disjoint partition of the parameters."""
         encoders = {f"encoders.{number}": encoder for number, encoder in enumerate(self.encoders)}
         return {**encoders, "connector": self.connector, "llm": self.llm}
+
+    def adapt(self, part: str, spec: AdapterSpec) -> None:
+        """Put adapters into a part (see `vlm.adapters`); what trains is said elsewhere, as for all parameters.
+
+        Raises:
+            ConfigError: the part has some already, or layers that cannot have one.
+        """
+        if part in self.adapters:
+            raise ConfigError(f"`{part}` has adapters already; merge them first")
+        module = self.parts()[part]
+        adapted = adapters.choose(module, spec)
+        adapters.insert(module, adapted)
+        self.adapters[part] = adapted
+
+    def merge(self, parts: Sequence[str] = ()) -> None:
+        """Put the adapters' updates into the weights; a model without adapters is left.
+
+        Args:
+            parts: whose; all that have some if there are none.
+        """
+        for part in parts or list(self.adapters):
+            adapters.absorb(self.parts()[part], self.adapters.pop(part))
 
     def encode(self, batch: Batch) -> VisionTokens | None:
         """Pixels -> the visual tokens of all images as the route takes them; None for a batch without images.
@@ -228,7 +254,7 @@ class VLM(nn.Module):
         for number, op in enumerate(self.connector.ops):
             if (tokenizer := op.tokenizer()) is not None:  # type: ignore[operator]
                 tokenizers[f"{TOKENIZER}_{number}"] = tokenizer
-        return save(folder, self, spec=spec, tokenizers=tokenizers, origin=self.origin)
+        return save(folder, self, spec=spec, tokenizers=tokenizers, adapters=self.adapters, origin=self.origin)
 
     @property
     def attention(self) -> str:

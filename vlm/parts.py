@@ -6,11 +6,16 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from vlm.adapters import adapted_layer, doubled, is_adapter_of, plain
 from vlm.errors import ConfigError, Problem, choices
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a key of `train` means the parameter `name`: a part (a dotted prefix) or a glob over the whole name."""
+    """Whether a key of `train` means the parameter `name`: a part (a dotted prefix) or a glob over the whole name. With
+    `.lora` at its end it means the adapters in there; names are as without adapters (see `vlm.adapters.plain`)."""
+    if pattern.endswith(".lora"):
+        return is_adapter_of(pattern.removesuffix(".lora"), name)
+    name = plain(name)
     return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
@@ -19,10 +24,13 @@ def learning_rates(names: Iterable[str], train: Mapping[str, float]) -> dict[str
     a parameter that no key matches, or whose rate is 0, is left out: it is frozen.
 
     Raises:
-        ConfigError: keys that match no parameter at all, with the nearest part.
+        ConfigError: keys that match no parameter at all, with the nearest part; weights that would train beside an
+            adapter of them.
     """
     won = winners(names, train)
-    return {name: train[pattern] for name, pattern in won.items() if train[pattern] > 0}
+    rates = {name: train[pattern] for name, pattern in won.items() if train[pattern] > 0}
+    refuse_both(rates, train)
+    return rates
 
 
 def winners(names: Iterable[str], train: Iterable[str]) -> dict[str, str]:
@@ -37,9 +45,34 @@ def winners(names: Iterable[str], train: Iterable[str]) -> dict[str, str]:
         won.update({name: pattern for name in names if matches(pattern, name)})
     idle = [pattern for pattern in train if not any(matches(pattern, name) for name in names)]
     if idle:
-        known = prefixes(names)
+        known = [*prefixes(names), *(f"{part}.lora" for part in prefixes(filter(adapted_layer, names)))]
         raise ConfigError([Problem(key, f"matches no parameter;{choices(key, known)}, or a glob") for key in idle])
     return won
+
+
+def refuse_both(trained: Iterable[str], train: Iterable[str]) -> None:
+    """
+    Args:
+        trained: names of the parameters that train.
+        train: the keys by which they do.
+
+    Raises:
+        ConfigError: weights would train beside an adapter of them; one problem a key.
+    """
+    keys: dict[str, list[str]] = {}
+    train = list(train)
+    for name in doubled(trained):
+        keys.setdefault([key for key in train if matches(key, name)][-1], []).append(plain(name))
+    problems = [
+        Problem(
+            key,
+            f"would train {len(found)} weights (`{found[0]}`, ...) beside their adapters; for the adapters alone write "
+            f"`{found[0].split('.')[0]}.lora`, for the weights alone give the adapters the rate 0",
+        )
+        for key, found in keys.items()
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def prefixes(names: Iterable[str]) -> list[str]:

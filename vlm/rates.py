@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vlm.blocks import parts_of, passed, stack_of
 from vlm.errors import ConfigError, Problem, join
 from vlm.model import VLM
-from vlm.parts import winners
+from vlm.parts import refuse_both, winners
 from vlm.ratespec import RateSpec
 from vlm.recipe import StageSpec
 
@@ -48,7 +48,8 @@ def settings(model: VLM, stage: StageSpec, others: Iterable[str] = ("objective.*
         others: names of parameters that are not the model's; by default any that an objective may bring.
 
     Raises:
-        ConfigError: keys that match no parameter; blocks asked for where there are none or not so many.
+        ConfigError: keys that match no parameter; blocks asked for where there are none or not so many; weights that
+            would train beside an adapter of them.
     """
     names = [*(name for name, _ in model.named_parameters()), *others]
     specs = {key: rate if isinstance(rate, RateSpec) else RateSpec(lr=rate) for key, rate in stage.train.items()}
@@ -65,6 +66,7 @@ def settings(model: VLM, stage: StageSpec, others: Iterable[str] = ("objective.*
         if rate > 0:
             decay = stage.weight_decay if spec.weight_decay is None else spec.weight_decay
             found[name] = Setting(key, rate, decay, stage.warmup if spec.warmup is None else spec.warmup)
+    refuse_both(found, stage.train)
     return found
 
 

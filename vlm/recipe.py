@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from vlm import registry
+from vlm.adapters import AdapterSpec
 from vlm.errors import ConfigError, Problem, join, unknown
 from vlm.layout import Layout
 from vlm.ratespec import Rate
@@ -149,6 +150,12 @@ class StageSpec(_Strict):
     train: dict[str, Rate] = Field(min_length=1)
     """Part or glob over parameter names -> learning rate, or a mapping of it and more (`RateSpec`); the last match
     wins, what is not named (or 0) is frozen."""
+    merge: Annotated[list[str], BeforeValidator(_as_list)] = []
+    """Parts whose adapters become one with their weights before the stage begins."""
+    adapt: dict[str, AdapterSpec] = {}
+    """Part -> adapters that it gets before the stage begins, and keeps."""
+    quantize: dict[str, Literal["nf4", "fp4"]] = {}
+    """Part -> how its blocks' linear layers, which do not train, are kept in 4 bit while the stage runs."""
     data: Annotated[list[Data], BeforeValidator(_as_list), Field(min_length=1)]
     steps: PositiveInt
     """Optimiser steps."""

@@ -1,7 +1,8 @@
 """A saved model: a folder that is all one needs to load it again.
 
 `config.json` (the model part of the recipe, fully resolved, with the kit's version), `model.safetensors`, `tokenizer/`
-(with the chat template). Nothing in it is pickled, and missing or unexpected weights are refused by name.
+(with the chat template); with adapters, `config.json` says which, and their weights stand beside the others.
+Nothing in it is pickled, and missing or unexpected weights are refused by name.
 """
 
 import json
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 import vlm
-from vlm.errors import ConfigError
+from vlm.adapters import Adapted, plain
+from vlm.errors import ConfigError, join
 
 CONFIG, WEIGHTS, CARRIED, TOKENIZER = "config.json", "model.safetensors", "carried.safetensors", "tokenizer"
 
@@ -42,6 +44,7 @@ def save(
     *,
     spec: dict[str, Any],
     tokenizers: Mapping[str, Any],
+    adapters: Mapping[str, Adapted] | None = None,
     origin: Origin | None = None,
 ) -> Path:
     """Write a model to `folder`. An older model there is replaced only once the new one is complete.
@@ -51,6 +54,7 @@ def save(
         module: whose parameters and buffers are saved.
         spec: the resolved model part of its recipe.
         tokenizers: by the name of the folder that each gets; the LLM's is `TOKENIZER`, with its chat template.
+        adapters: by part, those that it has.
         origin: of an imported model.
 
     Raises:
@@ -64,7 +68,9 @@ def save(
     fresh = folder.with_name(folder.name + ".writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    config = {"kit": vlm.__version__, "model": spec}
+    config: dict[str, Any] = {"kit": vlm.__version__, "model": spec}
+    if adapters:
+        config["adapters"] = {part: adapted.to_dict() for part, adapted in adapters.items()}
     if origin is not None:
         config["origin"] = {"facts": origin.facts, "files": origin.files}
         if origin.carried:
@@ -77,6 +83,23 @@ def save(
         shutil.rmtree(folder)
     fresh.rename(folder)
     return folder
+
+
+def saved_adapters(folder: Path) -> dict[str, Adapted]:
+    """By part, the adapters of the model in `folder`.
+
+    Raises:
+        ConfigError: what stands there are no adapters.
+    """
+    file = folder / CONFIG
+    saved = json.loads(file.read_text(encoding="utf8")).get("adapters", {})
+    found: dict[str, Adapted] = {}
+    for part, values in saved.items():
+        try:
+            found[part] = Adapted.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(error.under(join("adapters", part)).problems, source=str(file)) from error
+    return found
 
 
 def model_folder(folder: Path) -> Path:
@@ -92,11 +115,12 @@ def model_folder(folder: Path) -> Path:
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name; of names that share one storage (tied embeddings) only the first."""
+    """Parameters and buffers by name, the same with adapters as without (see `vlm.adapters.plain`); of names that
+    share one storage (tied embeddings) only the first."""
     kept: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {
-        name: tensor.detach().contiguous()
+        plain(name): tensor.detach().contiguous()
         for name, tensor in state.items()
         if kept.setdefault(id(tensor), name) == name
     }
@@ -130,7 +154,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if any(complaints):
         raise WeightsError(f"{path}: " + "; ".join(complaint for complaint in complaints if complaint))
-    model.load_state_dict(found, strict=False, assign=True)
+    names = {plain(name): name for name in model.state_dict()}
+    model.load_state_dict({names[name]: tensor for name, tensor in found.items()}, strict=False, assign=True)
 
 
 def _complaint(what: str, names: list[str]) -> str:

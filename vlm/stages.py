@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm import registry
+from vlm.adapting import begin_stage
 from vlm.encoder import Encoder
 from vlm.errors import ConfigError, Problem, choices, join
 from vlm.model import VLM
+from vlm.quantising import lowered_layers, trained_problems
 from vlm.rates import settings
-from vlm.recipe import EncoderSpec, Inspection, LlmSpec, ModelSpec, PartSpec, StageSpec
+from vlm.recipe import EncoderSpec, Inspection, LlmSpec, ModelSpec, PartSpec, Recipe, StageSpec
 from vlm.schema import construct, given
+from vlm.starting import put_adapters
 from vlm.views import Size
 from vlm.weights import config_fields
 
@@ -86,14 +89,41 @@ def stage_problems(found: Inspection, model: VLM | None) -> list[Problem]:
         if stage is None:
             continue
         place = join("stages", number)
-        mine = _train_problems(stage, model)
+        mine = _adapt_problems(stage, model) or _train_problems(stage, model)
         if not any(problem.place.startswith(join(place, "optimiser")) for problem in found.problems):
             mine += _optimiser_problems(stage)
         known = any(problem.place.startswith(join(place, "views")) for problem in found.problems)
         if found.model is not None and model is not None and shows(stage) and not known:
             mine += _sight_problems(found.model, stage, model)
         problems += [problem.under(place) for problem in mine]
+    if model is not None:
+        model.merge()
     return problems
+
+
+def enter(model: VLM, recipe: Recipe, number: int) -> None:
+    """Give a model the adapters that it has while stage `number` trains, whatever it has now.
+
+    Args:
+        model: on the meta device, where to merge adapters is to forget them.
+        recipe: sound.
+        number: of the stage; -1 is before the first.
+    """
+    model.merge()
+    put_adapters(model, recipe.start)
+    for stage in recipe.stages[: number + 1]:
+        begin_stage(model, stage)
+
+
+def _adapt_problems(stage: StageSpec, model: VLM | None) -> list[Problem]:
+    """What stands against a stage's adapters; the model, on the meta device, then has them for the stages to come."""
+    if model is None:
+        return []
+    try:
+        begin_stage(model, stage)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def shows(stage: StageSpec) -> bool:
@@ -111,7 +141,11 @@ def _train_problems(stage: StageSpec, model: VLM | None) -> list[Problem]:
         rates = settings(model, stage)
     except ConfigError as error:
         return error.under("train").problems
-    return [] if rates else [Problem("train", "trains nothing: every rate is 0")]
+    try:
+        low = trained_problems(lowered_layers(model, stage.quantize), rates)
+    except ConfigError as error:
+        return error.problems
+    return low if rates else [*low, Problem("train", "trains nothing: every rate is 0")]
 
 
 def _optimiser_problems(stage: StageSpec) -> list[Problem]:

@@ -1,16 +1,30 @@
 """Parts that begin with the weights of another model's part: the `start` of a recipe."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vlm.adapters import insert, plain
+from vlm.adapting import Adaptable
 from vlm.errors import ConfigError, Problem, choices
 from vlm.parts import prefixes
-from vlm.saving import WEIGHTS, model_folder, weights
+from vlm.saving import WEIGHTS, model_folder, saved_adapters, weights
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def put_adapters(model: Adaptable, start: Mapping[str, str]) -> None:
+    """Give the parts that start from a model's part with adapters the same ones; of folders in which no model can be
+    read, `start_problems` tells."""
+    for part, folder in start.items():
+        with suppress(ConfigError, OSError):
+            for name, adapted in saved_adapters(model_folder(Path(folder))).items():
+                if f"{name}.".startswith(f"{part}.") and name in model.parts():
+                    insert(model.parts()[name], adapted, drawn=False)
+                    model.adapters[name] = adapted
 
 
 def start_problems(start: Mapping[str, str], model: nn.Module | None) -> list[Problem]:
@@ -62,7 +76,7 @@ def begin(model: nn.Module, start: Mapping[str, str]) -> None:
 
     if problems := start_problems(start, model):
         raise ConfigError(problems)
-    own = model.state_dict()
+    own = {plain(name): tensor for name, tensor in model.state_dict().items()}
     for part, folder in start.items():
         with safe_open(str(model_folder(Path(folder)) / WEIGHTS), "pt") as file, torch.no_grad():
             for name in _within(part, dict.fromkeys(file.keys(), ())):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vlm.adapters import plain
 from vlm.assembly import blueprint
 from vlm.collate import Example, Look
 from vlm.compare.grid import Kind
@@ -26,7 +27,7 @@ from vlm.processor import SampleError
 from vlm.rates import settings
 from vlm.recipe import DataSpec, StageSpec
 from vlm.sample import Batch, Sample
-from vlm.stages import own_sight, sight
+from vlm.stages import enter, own_sight, sight
 
 LOOKED_AT = 24
 """Samples of each source that a plan is made from, evenly spread over it."""
@@ -87,11 +88,13 @@ def plan_cell(source: Mapping[str, Any]) -> CellPlan:
     notes: list[str] = []
     trained: set[str] = set()
     seen: list[_Seen] = []
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
+        enter(model, recipe, number)
         look(model, recipe, sight(stage, own))
         seen = _samples(stage, model)
         stages.append(_use(stage, model, seen, notes))
-        trained |= settings(model, stage).keys()
+        sizes |= {plain(name): parameter.numel() for name, parameter in model.named_parameters()}
+        trained |= set(map(plain, settings(model, stage)))
     images = _mean(seen, lambda one: len(one.example.looks))
     return CellPlan(
         parameters=sum(sizes.values()),

@@ -10,14 +10,16 @@ from vlm.errors import ConfigError, join
 from vlm.images import ImageError
 from vlm.model import VLM
 from vlm.planning.costs import forward_costs
+from vlm.planning.four_bit import PlannedFourBit
 from vlm.planning.picture_sizes import picture_sizes
 from vlm.planning.sample import ImageCount, PlanSample, choose_samples, count_images
 from vlm.planning.shadow import META
 from vlm.planning.shadow_batch import shadow_batch
 from vlm.planning.stage import StageCost, StagePlanner
+from vlm.quantising import lowered
 from vlm.rates import settings
 from vlm.recipe import Recipe
-from vlm.stages import Sight, own_sight, show, sight
+from vlm.stages import Sight, enter, own_sight, show, sight
 from vlm.views import Size
 from vlm.weights import planning
 
@@ -171,14 +173,16 @@ def _own_size(model: VLM) -> dict[str, Size]:
 
 def _trainable(recipe: Recipe, model: VLM) -> dict[str, dict[str, int]]:
     """An objective's own parameters are thrown away after the stage and not counted."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     stages = {}
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
+        enter(model, recipe, number)
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         rates = settings(model, stage)
         stages[stage.name] = {
             part: sum(size for name, size in sizes.items() if name in rates and name.startswith(part + "."))
             for part in model.parts()
         }
+    enter(model, recipe, -1)
     return stages
 
 
@@ -192,6 +196,7 @@ def _cost_forward(found: Plan, sample: PlanSample, model: VLM) -> None:
 def _cost_stage(found: Plan, recipe: Recipe, number: int, model: VLM, asked: _Asked) -> None:
     """What a stage costs with the images as it sees them, which `model` does by now."""
     stage = recipe.stages[number]
+    enter(model, recipe, number)
     counts, _ = count_images(model, asked.sizes, images=max(asked.per_sample, 1))
     tokens = {name: image.tokens for name, image in counts.items()}
     if tokens != found.tokens:
@@ -202,7 +207,8 @@ def _cost_stage(found: Plan, recipe: Recipe, number: int, model: VLM, asked: _As
         return
     with _noted(found, f"stage {stage.name}"):
         try:
-            found.training[stage.name] = StagePlanner(model, middle, largest, asked.devices).cost(stage)
+            with lowered(model, stage.quantize, make=PlannedFourBit):
+                found.training[stage.name] = StagePlanner(model, middle, largest, asked.devices).cost(stage)
         except ConfigError as error:
             raise error.under(join("stages", number)) from error
         found.notes += found.training[stage.name].notes
