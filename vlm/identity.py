@@ -45,6 +45,9 @@ def sight_identity(model: VLM) -> str:
     facts = {
         "weights": {name: _digest(tensor) for name, tensor in tensors.items()},
         "spec": {key: _without(model.spec[key], "weights", "adapter") for key in ("encoders", "views")},
+        "adapters": {
+            part: adapted.to_dict() for part, adapted in model.adapters.items() if part.startswith("encoders")
+        },
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
 

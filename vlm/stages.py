@@ -142,7 +142,7 @@ def _train_problems(stage: StageSpec, model: VLM | None) -> list[Problem]:
     except ConfigError as error:
         return error.under("train").problems
     try:
-        low = trained_problems(lowered_layers(model, stage.quantize), rates)
+        low = trained_problems(lowered_layers(model, stage.quantize), {name: one.lr for name, one in rates.items()})
     except ConfigError as error:
         return error.problems
     return low if rates else [*low, Problem("train", "trains nothing: every rate is 0")]

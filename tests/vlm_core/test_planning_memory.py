@@ -221,7 +221,13 @@ def test_cache_is_what_the_llm_keeps(name: str) -> None:
         cache = real.model.eval()(real.batch, use_cache=True).past_key_values
     held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     if stream := given.get("vision"):
-        held += [stream.tokens, stream.image, stream.seen, *(t for pair in stream.cache.values() for t in pair)]
+        held += [
+            stream.tokens,
+            stream.image,
+            stream.seen,
+            stream.since,
+            *(t for pair in stream.cache.values() for t in pair),
+        ]
     wanted = sum(t.numel() * t.element_size() for t in held)
     assert 0 <= forward_costs(shadow.model, shadow.batch)[1] - wanted <= 64  # a few caches count their tokens too
 

@@ -135,7 +135,7 @@ class _Stream(_Rows):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         if self._rows is None or index < self._next:
-            self._rows, self._next = iter(self._data.skip(index) if index else self._data), index
+            self._rows, self._next = self._from(index), index
         try:
             while self._next < index:
                 next(self._rows)
@@ -145,6 +145,12 @@ class _Stream(_Rows):
             raise DataError(f"the stream ends after {self._next} rows, but `count` is {self._count}") from None
         self._next += 1
         return row
+
+    def _from(self, index: int) -> Iterator[Mapping[str, Any]]:
+        """All rows from there on. In batches of one: asked for single rows, the library gives each worker process of
+        a torch loader another part of the data, and row numbers would mean something else in each."""
+        data = self._data.skip(index) if index else self._data
+        return ({name: values[0] for name, values in batch.items()} for batch in data.iter(batch_size=1))
 
 
 def _length(data: Any, count: int, path: str, split: str) -> int:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tarfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -71,8 +72,9 @@ class ShardIndex:
     def members(self, sample: int) -> list[Member]:
         """The files of a sample, in the order of the shard."""
         table = _mapped(self._source) if isinstance(self._source, Path) else self._source
-        first, last = np.searchsorted(table["sample"], [sample, sample + 1])
-        rows = table[first:last]
+        numbers = table["sample"]  # a view: numpy's own search would copy the whole column
+        first = bisect_left(numbers, sample)
+        rows = table[first : bisect_left(numbers, sample + 1, lo=first)]
         return [Member(row["name"].decode(), int(row["start"]), int(row["size"])) for row in rows]
 
 
@@ -153,7 +155,7 @@ def _mapped(path: Path) -> "np.ndarray[Any, Any]":
         raise ConfigError(f"`{path}` was changed while it was used")
     with path.open("rb") as file:
         start = len(file.readline())
-    return np.memmap(path, dtype=head.row(), mode="r", offset=start, shape=(head.members,))
+    return np.memmap(path, dtype=head.row(), mode="r", offset=start, shape=(head.members,)).view(np.ndarray)
 
 
 def _scanned(url: str, stamp: Stamp) -> tuple[Head, "np.ndarray[Any, Any]"]:
