@@ -65,7 +65,7 @@ class Batches(Sampler[list[Row]]):
         work: Callable[[Extent], float] = lambda extent: float(extent.positions),
         skipped: Callable[[Sequence[Skipped]], None] = lambda _: None,
     ) -> None:
-        self._stage, self._reader, self._rank, self._world, self._seed = stage, reader, rank, world, seed
+        self.stage, self._reader, self._rank, self.world, self._seed = stage, reader, rank, world, seed
         self._work, self._skipped = work, skipped
         self.size = micro_batch(stage, world)
         self.accumulate = accumulated(stage, world)
@@ -74,7 +74,7 @@ class Batches(Sampler[list[Row]]):
 
     def __len__(self) -> int:
         """Of the whole stage: Lightning counts on from a checkpoint's batches to this number."""
-        return self._stage.steps * self.accumulate
+        return self.stage.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[Row]]:
         for step in self.steps():
@@ -90,23 +90,23 @@ class Batches(Sampler[list[Row]]):
 
     def steps(self) -> Iterator[Step]:
         """The rows of each step, for all devices."""
-        windowed = self._stage.pack or self._stage.group_by_length
-        return self._windowed() if windowed else map(self._plain, range(self._next, self._stage.steps))
+        windowed = self.stage.pack or self.stage.group_by_length
+        return self._windowed() if windowed else map(self._plain, range(self._next, self.stage.steps))
 
     def _plain(self, step: int) -> Step:
         """Samples as they come: micro-batch m of device r takes a slice of the step's."""
-        numbers = range(step * self._stage.batch_size, (step + 1) * self._stage.batch_size)
+        numbers = range(step * self.stage.batch_size, (step + 1) * self.stage.batch_size)
         slices: list[list[Row]] = [
             [(number,) for number in numbers[at : at + self.size]] for at in range(0, len(numbers), self.size)
         ]
-        return [slices[rank :: self._world] for rank in range(self._world)]
+        return [slices[rank :: self.world] for rank in range(self.world)]
 
     def _windowed(self) -> Iterator[Step]:
         position = self._windows[0]
-        while position.step < self._stage.steps:
+        while position.step < self.stage.steps:
             steps, after = self._window(position)
             for number, step in enumerate(steps, position.step):
-                if self._next <= number < self._stage.steps:
+                if self._next <= number < self.stage.steps:
                     yield step
             position = after
             self._windows.append(position)
@@ -116,9 +116,9 @@ class Batches(Sampler[list[Row]]):
         extents, after = self._measured(position)
         rows = self._rows(extents)
         work = {row: sum(self._work(extents[number]) for number in row) for row in rows}
-        count = len(rows) // self._stage.batch_size
-        whole = sorted(rows[: count * self._stage.batch_size], key=lambda row: (work[row], row))
-        steps = [whole[at : at + self._stage.batch_size] for at in range(0, len(whole), self._stage.batch_size)]
+        count = len(rows) // self.stage.batch_size
+        whole = sorted(rows[: count * self.stage.batch_size], key=lambda row: (work[row], row))
+        steps = [whole[at : at + self.stage.batch_size] for at in range(0, len(whole), self.stage.batch_size)]
         order = np.random.default_rng([self._seed, 2, position.step]).permutation(count)
         carried = tuple(sorted(number for row in rows[len(whole) :] for number in row))
         laid = [self._laid(steps[number], work) for number in order]
@@ -133,25 +133,53 @@ class Batches(Sampler[list[Row]]):
             extents |= {number: one for number, one in found.items() if isinstance(one, Extent)}
             self._skipped([one for one in found.values() if isinstance(one, Skipped)])
             positions = sum(one.positions for one in extents.values())
-            rows = positions // self._stage.pack if self._stage.pack else len(extents)
-            if rows >= STEPS * self._stage.batch_size:
+            rows = positions // self.stage.pack if self.stage.pack else len(extents)
+            if rows >= STEPS * self.stage.batch_size:
                 return extents, after
             numbers, after = tuple(range(after, after + WINDOW)), after + WINDOW
 
     def _rows(self, extents: dict[int, Extent]) -> list[Row]:
         """Samples in rows; those that are least full come last."""
         numbers = sorted(extents)
-        if self._stage.pack is None:
+        if self.stage.pack is None:
             return [(number,) for number in numbers]
-        rows = pack([extents[number].positions for number in numbers], self._stage.pack)
+        rows = pack([extents[number].positions for number in numbers], self.stage.pack)
         named = [tuple(numbers[place] for place in row) for row in rows]
         return sorted(named, key=lambda row: (-sum(extents[number].positions for number in row), row))
 
     def _laid(self, rows: list[Row], work: dict[Row, float]) -> Step:
         """The rows of one step, by device and micro-batch; rows of like work side by side."""
-        shares = share([work[row] for row in rows], self._world)
+        shares = share([work[row] for row in rows], self.world)
         mine = [sorted((rows[place] for place in places), key=lambda row: (work[row], row)) for places in shares]
         return [[part[at : at + self.size] for at in range(0, len(part), self.size)] for part in mine]
+
+
+class Survey(Sampler[list[Row]]):
+    """Every sample of a stage once: the share of one device, in batches that do not depend on how many there are.
+
+    Args:
+        batches: of the stage, from its beginning.
+        reader: of its samples.
+        rank: of this device.
+    """
+
+    def __init__(self, batches: Batches, reader: Reader, *, rank: int) -> None:
+        stage, world = batches.stage, batches.world
+        drawn = [number for step in batches.steps() for number in numbers_of(step)]
+        firsts = sorted({reader.mixture.place(number): number for number in reversed(drawn)}.values())
+        size = stage.micro_batch_size or min(stage.batch_size, 16)
+        self._batches = [firsts[at : at + size] for at in range(rank * size, len(firsts), size * world)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        return ([(number,) for number in batch] for batch in self._batches)
+
+
+def numbers_of(step: Step) -> Iterator[int]:
+    """The samples of a step, over all devices."""
+    return (number for device in step for micro in device for row in micro for number in row)
 
 
 def accumulated(stage: StageSpec, world: int) -> int:
@@ -180,7 +208,7 @@ class _Rows(Dataset[list[Example | Skipped]]):
         return [self._reader.read(number) for number in row]
 
 
-def loader(batches: Batches, reader: Reader, *, stage: StageSpec, seed: int = 0) -> DataLoader[Batch]:
+def loader(batches: Sampler[list[Row]], reader: Reader, *, stage: StageSpec, seed: int = 0) -> DataLoader[Batch]:
     """The batches of one device, made by the stage's worker processes.
 
     Args:

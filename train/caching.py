@@ -17,7 +17,7 @@ from vlm.features import Features
 from vlm.images import ImageError
 from vlm.model import VLM
 
-from .batches import Batches
+from .batches import Batches, numbers_of
 from .features import FeatureStore, key_of
 from .reader import Reader
 
@@ -52,7 +52,7 @@ class FillCache(pl.Callback):
         """A sample for each row that the stage will draw."""
         mixture = self._reader.mixture
         steps = self._batches().steps()
-        drawn = (number for step in steps for device in step for micro in device for row in micro for number in row)
+        drawn = (number for step in steps for number in numbers_of(step))
         return list({mixture.place(number): number for number in drawn}.values())
 
     def _shown(self, numbers: Sequence[int]) -> Iterator[list[tuple[str, Look]]]:

@@ -20,6 +20,7 @@ def cross_entropy(
     parameters: Sequence[Tensor],
     vocabulary: int,
     label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The sum of the cross-entropies of S positions, whose logits [S, V] never exist at once.
 
@@ -34,16 +35,39 @@ def cross_entropy(
         parameters: what the head depends on besides.
         vocabulary: V.
         label_smoothing: share of the target spread over the vocabulary.
+        weights: float [S], of each position in the sum; 1 if absent.
     """
     size = max(1, ELEMENTS // vocabulary)
 
     def loss(piece: Tensor, start: int) -> Tensor:
         aims = targets[start : start + len(piece)]
-        return F.cross_entropy(logits(piece).float(), aims, reduction="sum", label_smoothing=label_smoothing)
+        how = "sum" if weights is None else "none"
+        found = F.cross_entropy(logits(piece).float(), aims, reduction=how, label_smoothing=label_smoothing)
+        return found if weights is None else (found * weights[start : start + len(piece)]).sum()
 
     if not torch.is_grad_enabled():
         return torch.stack([loss(hidden[start : start + size], start) for start in range(0, len(hidden), size)]).sum()
     return _Pieces.apply(hidden, loss, size, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def log_probabilities(
+    hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], *, vocabulary: int
+) -> Tensor:
+    """The log-probability of each target, float32 [S], a piece of logits at a time and without gradients.
+
+    A loss that is a function of them gets its gradients from `cross_entropy`, weighted by the loss's derivatives.
+
+    Args:
+        hidden: [S, C].
+        targets: long [S].
+        logits: the head, [s, C] -> [s, V].
+        vocabulary: V.
+    """
+    size = max(1, ELEMENTS // vocabulary)
+    with torch.no_grad():
+        pieces = zip(hidden.split(size), targets.split(size), strict=True)
+        found = [-F.cross_entropy(logits(piece).float(), aims, reduction="none") for piece, aims in pieces]
+    return torch.cat(found)
 
 
 class _Pieces(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from vlm import registry
 from vlm.model import VLM
-from vlm.parts import set_modes, set_trainable
+from vlm.parts import evaluating, set_modes, set_trainable
 from vlm.rates import settings
 from vlm.recipe import StageSpec
 from vlm.sample import Batch, Skipped
 from vlm.schema import construct
 
+from .checkpoint import Checkpoints
 from .groups import kinds, learning_rates_of, parameter_groups
-from .objectives import Loss, Objective
+from .objectives import Beginning, Loss, Objective
 from .optimisers import facts
 from .schedule import schedule
 
@@ -63,6 +65,7 @@ class StageModule(pl.LightningModule):
         set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in self.rates.items()})
         self._count = 0
         self._sum = torch.zeros(())
+        self._figures: dict[str, Tensor] = {}
         self._last: Batch
         self._rng: dict[str, Tensor] | None = None
         self.train()  # Lightning leaves modes as they are, and a loaded model is in eval mode
@@ -75,12 +78,32 @@ class StageModule(pl.LightningModule):
             set_modes(self.objective)
         return self
 
+    def setup(self, stage: str) -> None:
+        """Lightning calls this before it reads a checkpoint, so that the model is as it was when the stage began."""
+        if not self.objective.begins:
+            return
+        self.trainer.precision_plugin.convert_module(self)
+        self.to(self.trainer.strategy.root_device)
+        with torch.no_grad(), evaluating(self), self.trainer.precision_plugin.forward_context():
+            self.objective.begin(self.vlm, self._beginning())
+
+    def _beginning(self) -> Beginning:
+        trainer: Any = self.trainer
+        return Beginning(
+            folder=Path(trainer.default_root_dir),
+            again=any(isinstance(one, Checkpoints) and one.latest() is not None for one in trainer.callbacks),
+            batches=lambda: (batch.to(self.device) for batch in trainer.datamodule.survey()),
+            wait=lambda: trainer.strategy.barrier("objective"),
+        )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.skipped(batch.skipped)
         nothing = Loss(torch.zeros((), device=batch.input_ids.device), 0)
         loss = self.objective(self.vlm, batch) if batch.ids else nothing
         self._count += loss.count
         self._sum = self._sum.to(loss.total.device) + loss.total.detach()
+        for name, figure in loss.figures.items():
+            self._figures[name] = self._figures.get(name, 0.0) + figure.detach().float()
         self._last = batch
         total = loss.total
         if not total.requires_grad:  # text alone does not pass through an encoder or a connector: a gradient of zero
@@ -91,15 +114,17 @@ class StageModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum of gradients -> gradient of the mean; Lightning clips after this."""
         sums = torch.stack([self._sum, torch.tensor(float(self._count), device=self._sum.device)])
-        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        sums = torch.cat([sums, *(figure.to(sums).reshape(1) for figure in self._figures.values())])
+        total, count, *figures = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not count:
             raise TrainingError(f"no supervised token in this batch, so there is nothing to learn: {self._show()}")
         if not math.isfinite(total):
             raise TrainingError(f"the loss is {total} at step {self.global_step}: {self._show()}")
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, count)
-        self._report({"loss": total / count, **learning_rates_of(optimizer)})
-        self._count, self._sum = 0, torch.zeros(())
+        means = {name: figure / count for name, figure in zip(self._figures, figures, strict=True)}
+        self._report({"loss": total / count, **learning_rates_of(optimizer), **means})
+        self._count, self._sum, self._figures = 0, torch.zeros(()), {}
 
     def configure_optimizers(self) -> Any:
         named = {_recipe_name(name): parameter for name, parameter in self.named_parameters()}

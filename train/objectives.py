@@ -1,9 +1,10 @@
 """What a stage minimises."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,19 +28,45 @@ class Loss:
     """Sum of the loss over its terms."""
     count: int
     """Number of terms, e.g. supervised tokens."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further sums over the same terms by name; their means are logged beside the loss. The same names each time."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What an objective is given before the first step."""
+
+    folder: Path
+    """Of the stage; what is written there stays with the run."""
+    again: bool
+    """The stage goes on from a checkpoint."""
+    batches: Callable[[], Iterable[Batch]]
+    """Every sample of the stage once, over all devices: this one's share, on this device, and the same batches whenever
+    and on however many devices they are made."""
+    wait: Callable[[], None]
+    """Until all devices have come here."""
 
 
 class Objective(nn.Module, ABC):
     """What a stage minimises. Positional `__init__` parameters are given by the kit: `widths`, one an encoder.
 
-    `learns_answers`: whether it learns from what the assistant says, so that samples without an answer are left out;
-    `reads_pixels`: whether it calls an encoder itself, so that features on disk are of no use to it.
-
     Parameters of its own train under the key `objective` and are thrown away after the stage.
     """
 
-    learns_answers = False
-    reads_pixels = False
+    learns_answers: bool = False
+    """It learns from what the assistant says, so that samples without an answer are left out."""
+    reads_pixels: bool = False
+    """It calls an encoder itself, so that features on disk are of no use to it."""
+    compares: bool = False
+    """It compares two answers to each question: batches need `rejected`."""
+    whole: bool = False
+    """Its terms belong to the whole batch of a device, which therefore must not be cut into micro-batches."""
+    begins: bool = False
+    """It has something to do in `begin`."""
+
+    def begin(self, model: VLM, start: Beginning) -> None:
+        """Called before the first step, with the model as it was when the stage began, also when the stage goes on from
+        a checkpoint; in eval mode, without gradients and in the stage's precision."""
 
     @abstractmethod
     def forward(self, model: VLM, batch: Batch) -> Loss: ...
@@ -157,4 +184,8 @@ class ReadSlots(Objective):
 def facts(model: VLM) -> dict[str, Any]:
     """What the kit gives an objective's constructor."""
     encoders: Any = model.encoders
-    return {"widths": [encoder.width for encoder in encoders]}
+    return {
+        "widths": [encoder.width for encoder in encoders],
+        "llm_width": llms.embedding(model.llm).embedding_dim,
+        "tokenizer": model.tokenizer,
+    }

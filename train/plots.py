@@ -12,9 +12,10 @@ def join_logs(folder: Path, metrics: Path) -> Path:
     for log in sorted(folder.glob("*/metrics.csv")):
         with log.open(encoding="utf8") as file:
             rows.update({int(row["step"]): row for row in csv.DictReader(file) if row.get("loss")})
+    ours = ("step", "loss", "lr")
+    figures = dict.fromkeys(name for row in rows.values() for name in row if name not in (*ours, "epoch"))
     with metrics.open("w", encoding="utf8", newline="") as file:
-        keys = dict.fromkeys(name for row in rows.values() for name in row if name.startswith("lr/"))
-        writer = csv.DictWriter(file, ["step", "loss", "lr", *keys], extrasaction="ignore")
+        writer = csv.DictWriter(file, [*ours, *figures], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows[step] for step in sorted(rows))
     return metrics

@@ -155,7 +155,7 @@ def shortened(sample: Sample) -> Sample | None:
     """The sample without its last answer and what belongs to it; images that are shown there go as a whole. None where
     nothing would be left to learn."""
     spoken = [number for number, turn in enumerate(sample.turns) if turn.role == "assistant"]
-    if len(spoken) < 2:
+    if len(spoken) < 2 or sample.rejected is not None:
         return None
     turns = sample.turns[: spoken[-2] + 1]
     marks = [sum(turn.text.count(IMAGE_MARK) for turn in part) for part in (sample.turns, turns)]

@@ -35,8 +35,9 @@ from vlm.rates import settings
 from vlm.recipe import CacheSpec, Recipe, StageSpec, read_recipe, read_yaml
 from vlm.schema import construct
 from vlm.stages import own_sight, show, shows, sight
+from vlm.weights import planning
 
-from .batches import Batches, Position, accumulated, loader, micro_batch
+from .batches import Batches, Position, Survey, accumulated, loader, micro_batch
 from .caching import FillCache
 from .checkpoint import Checkpoints
 from .features import FeatureStore
@@ -220,6 +221,13 @@ class StageData(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = Position(**{**state_dict, "carried": tuple(state_dict["carried"])})
 
+    def survey(self) -> Any:
+        """Every sample of the stage once, the share of this device."""
+        trainer: Any = self.trainer
+        batches = Batches(self.stage, self.reader, world=trainer.world_size, seed=self.seed, skipped=self.skips)
+        sampler = Survey(batches, self.reader, rank=trainer.global_rank)
+        return loader(sampler, self.reader, stage=self.stage, seed=self.seed)
+
 
 def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
@@ -312,7 +320,7 @@ def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Pro
     attempts: list[Callable[[], Any]] = [lambda: open_sources(stage.data), lambda: micro_batch(stage, 1)]
     attempts.append(lambda: check_available(stage.quantize))
     if model is not None:
-        attempts.append(lambda: construct(registry.objectives, stage.objective, facts(model)))
+        attempts.append(lambda: _check_objective(stage, model))
     problems = [] if model is None or stage.cache is None else _cache_problems(stage, place, model)
     for attempt in attempts:
         try:
@@ -334,6 +342,23 @@ def _cache_problems(stage: StageSpec, place: str, model: VLM) -> list[Problem]:
     if objective.reads_pixels:
         return [Problem(join(place, "cache"), f"{stage.objective.name} calls the encoders itself")]
     return []
+
+
+def _check_objective(stage: StageSpec, model: VLM) -> None:
+    """
+    Raises:
+        ConfigError: its options are wrong, or its batches must not be cut as the stage cuts them.
+    """
+    with planning():
+        objective = construct(registry.objectives, stage.objective, facts(model))
+    if objective.compares and stage.pack:
+        raise ConfigError(
+            Problem("pack", f"`{stage.pack}`, but {stage.objective.name} has two answers a sample: leave it out")
+        )
+    if objective.whole and stage.micro_batch_size not in (None, stage.batch_size):
+        name = stage.objective.name
+        message = f"`{stage.micro_batch_size}`, but {name} compares all samples of the batch: leave it out"
+        raise ConfigError(Problem("micro_batch_size", f"{message}; `objective.chunk` saves memory"))
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

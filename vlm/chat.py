@@ -47,23 +47,29 @@ class ChatFormat:
         """To a worker process goes what it was made from: a cache cannot be sent."""
         return ChatFormat, (self.tokenizer, self.stop_ids, self.joint)
 
-    def encode(self, turns: Sequence[Turn], images: Sequence[Sequence[Piece]]) -> Encoded:
+    def encode(self, turns: Sequence[Turn], images: Sequence[Sequence[Piece]], *, last: bool = False) -> Encoded:
         """Ids and labels of `turns`; each image is given as text and runs of so many placeholders.
 
         If the last turn is the user's, the prompt for an answer is appended.
+
+        Args:
+            turns: what is said.
+            images: the images.
+            last: label the last of the assistant's turns alone.
 
         Raises:
             ValueError: marks and images differ in number, or the template does not keep earlier turns as they are,
                 so that what the assistant says cannot be told from the rest.
         """
-        return self._cached(tuple(turns), tuple(tuple(image) for image in images))
+        return self._cached(tuple(turns), tuple(tuple(image) for image in images), last)
 
-    def _encode(self, turns: tuple[Turn, ...], images: tuple[tuple[Piece, ...], ...]) -> Encoded:
+    def _encode(self, turns: tuple[Turn, ...], images: tuple[tuple[Piece, ...], ...], last: bool) -> Encoded:
         turns = tuple(place_marks(turns, len(images)))
         text, spans = self._render(turns, images)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoding["input_ids"], dtype=torch.long)
-        spoken = _covered(encoding["offset_mapping"], spans, torch.isin(ids, self._special))
+        covered = spans[-1:] if last else spans
+        spoken = _covered(encoding["offset_mapping"], covered, torch.isin(ids, self._special))
         return self._expand(ids, spoken, images)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """Encoded samples -> a batch: rows of tensors, one sample each or several packed one behind the other."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -49,6 +50,21 @@ class Example:
     """long [L]: what is asked, for connectors that read it."""
     id: str = ""
     targets: dict[str, list[int]] = field(default_factory=dict)
+    rejected: "Example | None" = None
+    """The same sample with the answer that was rejected; its images are the same objects."""
+
+    def key(self) -> str:
+        """A digest of all that a model is shown of the sample."""
+        digest = hashlib.blake2b(digest_size=16)
+        for text in (self, self.rejected or self):
+            for part in (text.input_ids, text.labels, text.owner, text.seen):
+                digest.update(repr(part.tolist()).encode())
+        for look in self.looks:
+            for seen in [one for view in look.features or look.pixels for one in view]:
+                tensor = seen.tokens.float() if isinstance(seen, Features) else seen
+                digest.update(repr(tensor.shape).encode())
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def collate(
@@ -104,12 +120,21 @@ def collate(
         else rows([torch.full_like(one, number) for row in _cut(ids, counts) for number, one in enumerate(row)], -1),
         ids=[example.id for example in examples],
         targets=_stack_targets(examples),
+        **_rejected(examples, pad_id=pad_id, side=side, packs=packs),
     )
 
 
 def _nothing() -> Batch:
     none = torch.zeros(0, 0, dtype=torch.long)
     return Batch(none, none, none, none, none, torch.zeros(0, dtype=torch.long), [], [], labels=none)
+
+
+def _rejected(examples: Sequence[Example], **options: Any) -> dict[str, Any]:
+    """The batch of the rejected answers and the samples' keys, where every sample has one."""
+    worse = [example.rejected for example in examples if example.rejected is not None]
+    if not worse or len(worse) < len(examples):
+        return {}
+    return {"rejected": collate(worse, pixels=False, **options), "keys": [example.key() for example in examples]}
 
 
 def grouped(looks: Sequence[Look], questions: Sequence[Tensor | None]) -> list[ViewGroup]:

@@ -4,7 +4,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -106,6 +106,9 @@ class JsonSource(Source):
     and `content` too), `{"image", "question", "answer" or "answers"}`, or `{"image", "caption"}`. `image` may be absent
     or a list `images`; `id`, `category`, `targets` and `choices` (whose letters are then the answers) are kept.
 
+    A row with `chosen` and `rejected`, the better and the worse answer to its question or to the last turn of its
+    talk, is a preference (RLAIF-V's columns; `image_path` is read where there is no `image`).
+
     Either kind of file is indexed by offset and read row by row: a row costs 20 bytes of memory, however long it is.
 
     Args:
@@ -192,8 +195,12 @@ def _list_spans(path: Path) -> Iterator[Span]:
         raise error.under("path") from error
 
 
-_KEYS = {"id", "question_id", "category", "targets", "image", "images", "answers", "answer", "choices"}
-_IDS = ("id", "question_id")
+_KEYS = {
+    *("id", "question_id", "idx", "category", "targets", "image", "images", "image_path", "answers", "answer"),
+    *("choices", "chosen", "rejected"),
+}
+_IDS = ("id", "question_id", "idx")
+_PAIR = ("chosen", "rejected")
 FORMS = ("conversations", "messages", "question", "caption")
 """What a row says, each in its own way; it has one of them."""
 
@@ -218,10 +225,13 @@ def sample_of(row: Any, picture: Callable[[Any], ImageLike], place: str) -> Samp
     if misspelt := {key: found[0] for key, found in near.items() if found}:
         raise ValueError("; ".join(f"`{key}`: did you mean `{word}`?" for key, word in sorted(misspelt.items())))
     turns = _turns(row, forms[0])
+    chosen, rejected = _pair(row, turns)
+    turns += [] if chosen is None else [Turn("assistant", chosen)]
     return Sample(
         turns=turns,
         images=[picture(image) for image in images_of(row)],
         id=next((_text(row[key], "the id") for key in _IDS if key in row), place),
+        rejected=rejected,
         answers=_answers(row) or [turn.text for turn in turns[-1:] if turn.role == "assistant"],
         category=str(row.get("category", "")),
         targets=_targets(row.get("targets", {})),
@@ -242,7 +252,7 @@ def images_of(row: dict[str, Any]) -> list[Any]:
     """
     if "image" in row and "images" in row:
         raise ValueError("`image` and `images` are both there; give one")
-    found = row.get("images", row.get("image"))
+    found = row.get("images", row.get("image", row.get("image_path")))
     return [] if found is None else found if isinstance(found, list) else [found]
 
 
@@ -253,6 +263,18 @@ def _answers(row: dict[str, Any]) -> list[str]:
     if not isinstance(answers, list):
         raise TypeError(f"`answers` is a list, not {answers!r}")
     return [_text(answer, "answer") for answer in answers]
+
+
+def _pair(row: dict[str, Any], turns: Sequence[Turn]) -> tuple[str | None, str | None]:
+    """The better and the worse answer to the last of `turns`; None where the row compares none."""
+    if not any(key in row for key in _PAIR):
+        return None, None
+    if turns[-1].role == "assistant":
+        raise ValueError("`chosen` and `rejected` answer the last turn, but here it is the assistant's already")
+    chosen, rejected = (_text(row[key], f"`{key}`") for key in _PAIR)
+    if chosen == rejected:
+        raise ValueError("`chosen` and `rejected` are the same text")
+    return chosen, rejected
 
 
 def _choices(choices: Any) -> list[str]:

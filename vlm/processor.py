@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from vlm.features import Shape
 from vlm.images import ImageError, ImageLike, image_size, open_image
 from vlm.layout import Layout, Piece
 from vlm.packer import ImagePlan
-from vlm.sample import IMAGE_MARK, Batch, Sample
+from vlm.sample import IMAGE_MARK, Batch, Sample, Turn
 from vlm.views import Size, View, Views, render
 
 
@@ -160,6 +161,14 @@ class Processor:
         look = look or self.look
         with _named(sample):
             looks = [look(image, len(sample.images)) for image in sample.images]
+        if sample.rejected is None:
+            return self._example(sample, looks)
+        if not sample.turns or sample.turns[-1].role != "assistant":
+            raise SampleError(f"sample {sample.id or '(no id)'}: it has a rejected answer and no other")
+        worse = replace(sample, turns=[*sample.turns[:-1], Turn("assistant", sample.rejected)])
+        return replace(self._example(sample, looks), rejected=self._example(worse, looks))
+
+    def _example(self, sample: Sample, looks: list[Look]) -> Example:
         text = self._text(sample, [one.plan for one in looks])
         question = self._connector.question(_asked(sample))
         return Example(
@@ -186,7 +195,7 @@ class Processor:
     def _text(self, sample: Sample, plans: Sequence[ImagePlan]) -> Encoded:
         with _named(sample):
             shown = [self.render(plan, number) for number, plan in enumerate(plans)]
-            text = self.chat.encode(sample.turns, shown)
+            text = self.chat.encode(sample.turns, shown, last=sample.rejected is not None)
         if len(text.input_ids) > self.max_length:
             visual = int((text.owner >= 0).sum())
             long = f"{len(text.input_ids)} positions ({visual} for {len(plans)} images)"

@@ -189,6 +189,10 @@ objectives: Registry[Any] = Registry(
     {
         "language_modelling": "vlm.train.objectives:LanguageModelling",
         "read_slots": "vlm.train.objectives:ReadSlots",
+        "clip": "vlm.train.contrastive:Clip",
+        "siglip": "vlm.train.contrastive:SigLip",
+        "dpo": "vlm.train.preference:Dpo",
+        "orpo": "vlm.train.preference:Orpo",
     },
 )
 optimisers: Registry[Any] = Registry(

@@ -49,11 +49,14 @@ class Sample:
     """Samples of one group are scored together where a metric does so (an image's two questions in MME)."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Further texts by name that a task's prompt may use: OCR tokens, a hint."""
+    rejected: str | None = None
+    """An answer that is worse than the last turn, for objectives that compare two; then of the turns only the last is
+    learned, since those before it are the same for both."""
 
     def question(self) -> "Sample":
         """The sample without its final answer: what is asked at evaluation."""
         answered = self.turns and self.turns[-1].role == "assistant"
-        return replace(self, turns=self.turns[:-1]) if answered else self
+        return replace(self, turns=self.turns[:-1], rejected=None) if answered else self
 
 
 def ask(text: str, images: Sequence[ImageLike] = (), **fields: Any) -> Sample:
@@ -127,6 +130,12 @@ class Batch:
     """long [B, slots] by field."""
     skipped: list[Skipped] = field(default_factory=list)
     """Samples that should have been here."""
+    rejected: "Batch | None" = None
+    """The same samples with the answers that were rejected, without views: the images are this batch's. None unless
+    every sample has one."""
+    keys: list[str] = field(default_factory=list)
+    """Of the samples with a rejected answer: a digest of all that the model is shown, by which what was found out about
+    a sample before is found again."""
 
     @property
     def places(self) -> Places:
@@ -162,6 +171,8 @@ class Batch:
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return change(value)
+            if isinstance(value, Batch):
+                return value._map(change)
             if isinstance(value, ViewGroup):
                 return value.map(change)
             if isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -124,6 +124,8 @@ class StagePlanner:
         train = {key: rate for key, rate in stage.train.items() if _means_something(key, names)}
         found = settings(self.model, stage.model_copy(update={"train": train}), own)
         rates = {name: setting.lr for name, setting in found.items()}
+        if built.compares:
+            batch = replace(batch, rejected=replace(batch, groups=[]))
         footprint = partial(self._footprint, stage, built, found, notes)
         return stage_costs(self.model, built, batch, rates=rates, precision=_precision(stage), footprint=footprint)
 
