@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from vlm.errors import ConfigError, Problem
+from vlm.hub_data import undecoded
 
 from .fields import Fields
 from .records import Join, Joined, TableSource, Value
@@ -39,7 +40,7 @@ class HubTable(Table):
     def __init__(self, path: str, config: str, split: str) -> None:
         name = path + (f" ({config})" if config else "")
         super().__init__(Path(f"{name}, {split}"), split)
-        self._data = _undecoded(_loaded(path, config, split))
+        self._data = undecoded(_loaded(path, config, split))
 
     def __len__(self) -> int:
         return len(self._data)
@@ -101,15 +102,3 @@ def _loaded(path: str, config: str, split: str) -> Any:
         reason = " ".join(str(error).split())
         hint = "with local copies of the official files give --data PATH instead"
         raise ConfigError(Problem("path", f"{wanted} cannot be loaded: {reason}; {hint}")) from error
-
-
-def _undecoded(data: Any) -> Any:
-    """With pictures as bytes or paths."""
-    import datasets
-
-    for name, feature in data.features.items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            data = data.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return data

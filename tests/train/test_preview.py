@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from tests.vlm_core.test_masks import form
 from vlm.cli import app
 from vlm.errors import ConfigError
 from vlm.sample import Sample, Turn
+from vlm.train.converters.writers import Shards
 from vlm.train.preview.measure import histogram, spread
 from vlm.train.preview.opening import open_processor, open_samples
 from vlm.train.preview.show import preview
@@ -152,12 +154,21 @@ def test_bins_are_even_and_round() -> None:
 
 def test_samples_by_any_name(tmp_path: Path) -> None:
     path = rows(tmp_path)
+    data = datasets.Dataset.from_list([{"image": {"bytes": b"x"}, "caption": "c"}] * 3)
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    with Shards(tmp_path / "s.tar", 2) as shards:
+        for _ in range(3):
+            shards.write({"caption": "c"}, str(tmp_path / "0.png"))
     (tmp_path / "source.yaml").write_text(yaml.safe_dump([{"path": str(path), "weight": 2.0}]))
     for text, count in (
         (str(path), 9),
         (str(tmp_path / "source.yaml"), 9),
         (f"{{path: {path}}}", 9),
         ("{name: handwriting, count: 7}", 7),
+        (str(tmp_path / "s-{000000..000001}.tar"), 3),
+        (str(tmp_path / "rows.parquet"), 3),
+        (str(tmp_path / "saved"), 3),
     ):
         assert len(open_samples(text)[1]) == count
     for text, message in (

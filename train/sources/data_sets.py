@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm.data import DataError, Source, absent, id_of, images_of, sample_of
 from vlm.errors import ConfigError, Problem, choices
+from vlm.hub_data import undecoded
 from vlm.sample import Sample
 
 from .columns import Columns, picture
@@ -54,7 +55,7 @@ class Datasets(Source):
         if not streaming and (count or shuffle):
             name, value = ("count", count) if count else ("shuffle", shuffle)
             raise ConfigError(Problem(name, f"`{value}` is for `streaming: true`; other data is of known length"))
-        data = _undecoded(_opened(path, config, split, streaming))
+        data = undecoded(_opened(path, config, split, streaming))
         self._name = path + (f" ({config})" if config else "") + f", {split}"
         self._rows: _Rows = _Stream(data, _length(data, count, path, split), shuffle) if streaming else _Table(data)
         self._columns = Columns(_column_names(data), columns or {})
@@ -223,16 +224,3 @@ def _own_folder(path: str) -> Path | None:
 
 def _column_names(data: Any) -> list[str]:
     return list(data.column_names or next(iter(data), {}))
-
-
-def _undecoded(data: Any) -> Any:
-    """With pictures as bytes or paths: whoever looks at one opens it."""
-    import datasets
-
-    plain = datasets.Image(decode=False)
-    for name, feature in (data.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, plain)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            data = data.cast_column(name, datasets.List(plain))
-    return data
