@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vlm import registry
+from vlm.errors import TrainingError as TrainingError
 from vlm.model import VLM
 from vlm.parts import evaluating, set_modes, set_trainable
 from vlm.rates import settings
@@ -17,15 +20,37 @@ from vlm.recipe import StageSpec
 from vlm.sample import Batch, Skipped
 from vlm.schema import construct
 
+from . import rng
 from .checkpoint import Checkpoints
 from .groups import kinds, learning_rates_of, parameter_groups
 from .objectives import Beginning, Loss, Objective
 from .optimisers import facts
 from .schedule import schedule
+from .strategies import Sharded, Touch, is_sharded
+
+SHOWN = 8
+"""Samples that an error names."""
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message shows the samples it stopped at."""
+@dataclass(frozen=True)
+class Piece:
+    """What is kept of a micro-batch until its step is taken, to name its samples if something is wrong: no pixels."""
+
+    total: Tensor
+    ids: list[str]
+    tokens: Tensor
+    """long [T]: of the first row."""
+    real: Tensor
+    """bool [T]: neither padding nor placeholder."""
+
+    @classmethod
+    def of(cls, batch: Batch, total: Tensor) -> "Piece":
+        real = (batch.attention_mask[0] == 1) & (batch.owner[0] < 0)
+        return cls(total.detach(), batch.ids, batch.input_ids[0], real)
+
+    def text(self, tokenizer: Any) -> str:
+        """The first row as the model reads it."""
+        return str(tokenizer.decode(self.tokens[self.real].tolist()))
 
 
 class StageModule(pl.LightningModule):
@@ -64,10 +89,12 @@ class StageModule(pl.LightningModule):
         set_trainable(model, self.rates)
         set_trainable(objective, {name.removeprefix("objective."): rate for name, rate in self.rates.items()})
         self._count = 0
+        self._images = 0
         self._sum = torch.zeros(())
         self._figures: dict[str, Tensor] = {}
-        self._last: Batch
-        self._rng: dict[str, Tensor] | None = None
+        self._pieces: list[Piece] = []
+        self._left_out: list[Skipped] = []
+        self._rng: list[dict[str, Any]] | None = None
         self.train()  # Lightning leaves modes as they are, and a loaded model is in eval mode
 
     def train(self, mode: bool = True) -> "StageModule":
@@ -104,27 +131,63 @@ class StageModule(pl.LightningModule):
         self._sum = self._sum.to(loss.total.device) + loss.total.detach()
         for name, figure in loss.figures.items():
             self._figures[name] = self._figures.get(name, 0.0) + figure.detach().float()
-        self._last = batch
+        if batch.ids:
+            self._pieces.append(Piece.of(batch, loss.total))
+        self._left_out = batch.skipped
+        self._images += len(batch.images)
         total = loss.total
-        if not total.requires_grad:  # text alone does not pass through an encoder or a connector: a gradient of zero
+        if is_sharded(self.trainer):  # what one process has a gradient of, all must have
+            held = (p for p in self.parameters() if p.requires_grad and not isinstance(p, DTensor))
+            total = Touch.apply(total, *held)  # type: ignore[no-untyped-call]
+        elif not total.requires_grad:  # text alone does not pass through an encoder or a connector: a gradient of zero
             total = total + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
         # Lightning divides by the accumulated batches and DDP by the devices; the true divisor comes later.
         return total * (self.accumulate * self.trainer.world_size)  # type: ignore[no-any-return]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum of gradients -> gradient of the mean; Lightning clips after this."""
-        sums = torch.stack([self._sum, torch.tensor(float(self._count), device=self._sum.device)])
+        sums = torch.stack([self._sum, *torch.tensor([self._count, self._images]).to(self._sum)])
         sums = torch.cat([sums, *(figure.to(sums).reshape(1) for figure in self._figures.values())])
-        total, count, *figures = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        total, count, images, *figures = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not count:
             raise TrainingError(f"no supervised token in this batch, so there is nothing to learn: {self._show()}")
-        if not math.isfinite(total):
-            raise TrainingError(f"the loss is {total} at step {self.global_step}: {self._show()}")
+        if not math.isfinite(total):  # the same for all processes, so all stop, and none has taken the step
+            raise TrainingError(f"the loss is {total} at step {self.global_step}: {self._show(alone=True)}")
+        if not images:  # no gradient, whatever was made up for one above: neither decay nor momentum moves them
+            for parameter in (*self.vlm.encoders.parameters(), *self.vlm.connector.parameters()):
+                parameter.grad = None
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_div_(gradients, count)
+        if gradients:
+            torch._foreach_div_(gradients, count)
         means = {name: figure / count for name, figure in zip(self._figures, figures, strict=True)}
         self._report({"loss": total / count, **learning_rates_of(optimizer), **means})
-        self._count, self._sum, self._figures = 0, torch.zeros(()), {}
+        self._count, self._images, self._sum, self._figures = 0, 0, torch.zeros(()), {}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm of the whole gradient, also where each process has a part of it.
+
+        Raises:
+            TrainingError: the gradient is not finite though the loss is; but in float16, whose scaler skips the step.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+            found = f"the gradient's norm is {norm.item()} at step {self.global_step}, though the loss is finite"
+            raise TrainingError(f"{found}: {self._show()}")
+        if gradient_clip_val and gradients:
+            torch._foreach_mul_(gradients, min(1.0, gradient_clip_val / (float(norm) + 1e-6)))
+        self._pieces = []
+
+    def configure_model(self) -> None:
+        """Called by Lightning once the processes know of each other."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded):
+            strategy.shard(self, self.vlm)
 
     def configure_optimizers(self) -> Any:
         named = {_recipe_name(name): parameter for name, parameter in self.named_parameters()}
@@ -139,18 +202,18 @@ class StageModule(pl.LightningModule):
         return schedule(self.stage.schedule, self.stage.steps, warmup=warmup, final=self.stage.final_lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+        checkpoint["rng"] = rng.of_all(self.trainer.world_size)
+        checkpoint["accumulate"] = self.accumulate
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng = checkpoint["rng"]
+        more = checkpoint["global_step"] * (self.accumulate - checkpoint["accumulate"])
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for kind in ("total", "current"):  # Lightning ends a step by these, and other devices cut a batch otherwise
+            progress[kind] = {name: value + more for name, value in progress[kind].items()}
 
     def on_train_start(self) -> None:
-        if self._rng is not None:
-            torch.set_rng_state(self._rng["cpu"].cpu())
-            if "cuda" in self._rng and torch.cuda.is_available():
-                torch.cuda.set_rng_state(self._rng["cuda"].cpu())
+        rng.begin(self.trainer.global_rank, self.trainer.world_size, self._rng)
 
     def _report(self, figures: dict[str, float]) -> None:
         """To the loggers at once: Lightning would do so after a checkpoint of this step, and lose it in between."""
@@ -158,15 +221,26 @@ class StageModule(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(figures, step=self.global_step)
 
-    def _show(self) -> str:
-        """The latest micro-batch: its samples' names, and the first one's text as the model sees it."""
-        batch = self._last
-        if not batch.ids:
-            return "all its samples were left out: " + "; ".join(one.why for one in batch.skipped[:5])
-        name = batch.ids[0]
-        real = (batch.attention_mask[0] == 1) & (batch.owner[0] < 0)
-        text = self.vlm.tokenizer.decode(batch.input_ids[0][real].tolist())
-        return f"samples {', '.join(batch.ids[:5])}; the first ({name}) reads {text!r}"
+    def _show(self, alone: bool = False) -> str:
+        """The samples of this step in all processes, or those `alone` whose loss is no number; with the first one's
+        text as the model sees it."""
+        pieces = [one for one in self._pieces if not alone or not math.isfinite(float(one.total))]
+        mine = [(one.ids, one.text(self.vlm.tokenizer)) for one in pieces]
+        found = [mine]
+        if self.trainer.world_size > 1:
+            found = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(found, mine)
+        ids = [name for one in found for names, _ in one for name in names]
+        if not ids:
+            return "all its samples were left out: " + "; ".join(one.why for one in self._left_out[:SHOWN])
+        first, text = next(((names[0] if names else "", text) for one in found for names, text in one), ("", ""))
+        more = f", and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+        return f"samples {', '.join(ids[:SHOWN])}{more}; the first ({first}) reads {text!r}"
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that processes share, as each of them has it whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _recipe_name(name: str) -> str:

@@ -5,17 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
+from . import validation
+
 
 def join_logs(folder: Path, metrics: Path) -> Path:
-    """One `metrics.csv` from the logs of each time a stage was taken up; steps that were done again count once."""
+    """One `metrics.csv` from the logs of each time a stage was taken up, with what `validation.jsonl` beside them says
+    of some steps; steps that were done again count once."""
     rows: dict[int, dict[str, str]] = {}
     for log in sorted(folder.glob("*/metrics.csv")):
         with log.open(encoding="utf8") as file:
             rows.update({int(row["step"]): row for row in csv.DictReader(file) if row.get("loss")})
     ours = ("step", "loss", "lr")
+    looks = validation.read(folder.parent / "validation.jsonl")
+    for step in rows.keys() & looks.keys():
+        rows[step] = {**rows[step], **{name: repr(value) for name, value in looks[step].items()}}
     figures = dict.fromkeys(name for row in rows.values() for name in row if name not in (*ours, "epoch"))
     with metrics.open("w", encoding="utf8", newline="") as file:
-        writer = csv.DictWriter(file, [*ours, *figures], extrasaction="ignore")
+        writer = csv.DictWriter(file, [*ours, *figures], restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows[step] for step in sorted(rows))
     return metrics

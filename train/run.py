@@ -9,7 +9,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +24,31 @@ from vlm import registry
 from vlm.adapting import begin_stage
 from vlm.assembly import Source, assemble, draft
 from vlm.errors import ConfigError, Problem, join
-from vlm.files import write_json
-from vlm.identity import sight_identity
+from vlm.files import replacing, write_json
 from vlm.llm import has_sdpa, head_count, isolates_packed, width
 from vlm.loading import load
+from vlm.machine import Machine
 from vlm.model import VLM
 from vlm.quantising import check_available, lowered
 from vlm.rates import settings
-from vlm.recipe import CacheSpec, Recipe, StageSpec, read_recipe, read_yaml
+from vlm.recipe import Recipe, StageSpec, read_recipe, read_yaml
 from vlm.schema import construct
 from vlm.stages import own_sight, show, shows, sight
 from vlm.weights import planning
 
-from .batches import Batches, Position, Survey, accumulated, loader, micro_batch
-from .caching import FillCache
+from . import strategies
+from .batches import accumulated, micro_batch
 from .checkpoint import Checkpoints
-from .features import FeatureStore
+from .durable import DurableIO, settle
 from .mixture import mixture, open_sources
 from .module import StageModule
 from .objectives import facts
 from .plots import join_logs, plot_stage, read_metrics
+from .preemption import Preemption
 from .progress import StageBar, quiet
 from .reader import Reader
-from .skips import Skips
-from .work import work_of
+from .stage_data import StageData, feature_store
+from .validation import Ask, Validation
 
 
 def has_begun(folder: Path) -> bool:
@@ -86,7 +86,8 @@ class Run:
             if not has_begun(folder):  # of a first attempt that left nothing to go on from, nothing must be taken over
                 shutil.rmtree(folder / "stages", ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False), encoding="utf8")
+            with replacing(file) as fresh:
+                yaml.safe_dump(recipe.dump(), fresh, sort_keys=False)
 
     @property
     def model(self) -> Path:
@@ -113,14 +114,19 @@ def train(
     *,
     out: str | Path | None = None,
     console: Console | None = None,
+    machine: Machine | None = None,
+    ask: Ask | None = None,
 ) -> Path:
     """Train all stages of a recipe and return the run folder.
 
     Raises:
         ConfigError: every mistake in the recipe, before anything heavy is loaded.
         TrainingError: a batch in which nothing is supervised, shown.
+        Interrupted: a signal asked the run to stop; it goes on when called again.
     """
+    machine = machine or Machine()
     recipe, planned = _sound(source, overrides or [])
+    strategies.check(machine, recipe.stages)
     run = Run(recipe, Path(out or Path("runs") / name_of(source)))
     finished = run.finished()
     if finished == len(recipe.stages):
@@ -130,12 +136,16 @@ def train(
     for number in range(finished, len(recipe.stages)):
         if any(shows(stage) for stage in recipe.stages):
             show(model, recipe.model, sight(recipe.stages[number], own))
-        train_stage(run, number, model, console=console or Console(quiet=True))
+        if not train_stage(run, number, model, console=console or Console(quiet=True), machine=machine, ask=ask):
+            model = load(run.model_after(number))
     return run.folder
 
 
-def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
-    """Train stage `number`, from its last checkpoint if it has one, and write what it leaves."""
+def train_stage(
+    run: Run, number: int, model: VLM, *, console: Console, machine: Machine, ask: Ask | None = None
+) -> bool:
+    """Train stage `number`, from its last checkpoint if it has one, and write what it leaves; whether `model` can still
+    be used."""
     stage, folder = run.recipe.stages[number], run.stage(number)
     folder.mkdir(parents=True, exist_ok=True)
     begin_stage(model, stage, run.recipe.seed + number)
@@ -147,89 +157,41 @@ def train_stage(run: Run, number: int, model: VLM, *, console: Console) -> None:
         raise ConfigError(Problem(join("stages", number, "pack"), problem))
     pl.seed_everything(run.recipe.seed + number, verbose=False)
     objective = construct(registry.objectives, stage.objective, facts(model))
-    checkpoints = Checkpoints(folder / "checkpoints", stage.checkpoint_every)
+    preemption = Preemption()
+    checkpoints = Checkpoints.of(stage, folder / "checkpoints", preemption)
     bar = StageBar(stage.name, stage.steps, batch_size=stage.batch_size, console=console)
     with lowered(model, stage.quantize), quiet():
-        trainer = _trainer(stage, folder, settings["precision"], [bar, checkpoints])
+        callbacks = [bar, preemption, *_validations(stage, folder, ask), checkpoints]
+        trainer = _trainer(stage, folder, settings["precision"], callbacks, **strategies.options(machine))
+        strategies.prepare(trainer)
         data = StageData(stage, model, seed=run.recipe.seed + number, answers=objective.learns_answers, folder=folder)
         if stage.cache is not None:
-            data.reader.store = _store(stage.cache, model, run.folder, precision=settings["precision"])
+            data.reader.store = feature_store(stage.cache, model, run.folder, precision=settings["precision"])
             trainer.callbacks.append(data.filling(data.reader.store, console))  # type: ignore[attr-defined]
         trainer.accumulate_grad_batches = accumulated(stage, trainer.world_size)
         module = StageModule(
             model, objective, stage=stage, accumulate=trainer.accumulate_grad_batches, skipped=data.skips
         )
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoints.latest(), weights_only=True)
+        with checkpoints.stopping():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoints.latest(), weights_only=True)
+    if strategies.is_sharded(trainer):
+        strategies.collect(model, keep=trainer.is_global_zero)
     if trainer.is_global_zero:
         _finish(run, number, model, trainer.global_step, skipped=data.skips.counts)
+        settle(run.model_after(number))
+        settle(folder / "done.json")
         checkpoints.clear()
     trainer.strategy.barrier("stage finished")
+    return not strategies.is_sharded(trainer)
 
 
-def _store(cache: CacheSpec, model: VLM, run: Path, *, precision: str) -> FeatureStore:
-    """The features of the model's encoders as they are now; those of others lie beside them."""
-    folder = Path(cache.folder) if cache.folder else run / "features"
-    kind = f"{sight_identity(model)}-{precision}-{cache.dtype}"
-    return FeatureStore(folder / kind, getattr(torch, cache.dtype), rank=int(getattr(rank_zero_only, "rank", 0)))
+def _validations(stage: StageSpec, folder: Path, ask: Ask | None) -> list[pl.Callback]:
+    """Before a checkpoint of the same step is written: a run that goes on from it has looked already."""
+    spec = stage.validation
+    return [] if spec is None else [Validation(spec, stage, folder, size=micro_batch(stage, 1), ask=ask)]
 
 
-class StageData(pl.LightningDataModule):
-    """Asked for its batches after a checkpoint has been read, so that they start at the step that comes next.
-
-    Args:
-        stage: the stage.
-        model: which takes the samples.
-        seed: of their order.
-        answers: whether samples without an answer are left out.
-        folder: of the stage.
-    """
-
-    def __init__(self, stage: StageSpec, model: VLM, *, seed: int, answers: bool, folder: Path) -> None:
-        super().__init__()
-        self.stage, self.seed = stage, seed
-        self.reader = Reader(
-            mixture(stage.data, seed=seed, text_share=stage.text_share),
-            model.processor,
-            limit=stage.pack,
-            too_long=stage.too_long,
-            answers=answers,
-        )
-        self.skips = Skips(folder / "skipped.jsonl", most=stage.most_skipped)
-        self._work = work_of(model, cached=stage.cache is not None)
-        self._position = Position()
-        self._batches: Batches
-
-    def filling(self, store: FeatureStore, console: Console) -> FillCache:
-        """Fills the store with what is still to come."""
-        return FillCache(store, self.reader, self._ahead, workers=self.stage.workers, console=console)
-
-    def _ahead(self) -> Batches:
-        trainer: Any = self.trainer
-        where = {"rank": trainer.global_rank, "world": trainer.world_size}
-        batches = Batches(self.stage, self.reader, **where, seed=self.seed, work=self._work, skipped=self.skips)
-        batches.go_on(trainer.global_step, self._position)
-        return batches
-
-    def train_dataloader(self) -> Any:
-        self._batches = self._ahead()
-        return loader(self._batches, self.reader, stage=self.stage, seed=self.seed)
-
-    def state_dict(self) -> dict[str, Any]:
-        trainer: Any = self.trainer
-        return asdict(self._batches.position(trainer.global_step))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = Position(**{**state_dict, "carried": tuple(state_dict["carried"])})
-
-    def survey(self) -> Any:
-        """Every sample of the stage once, the share of this device."""
-        trainer: Any = self.trainer
-        batches = Batches(self.stage, self.reader, world=trainer.world_size, seed=self.seed, skipped=self.skips)
-        sampler = Survey(batches, self.reader, rank=trainer.global_rank)
-        return loader(sampler, self.reader, stage=self.stage, seed=self.seed)
-
-
-def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.Callback], **spread: Any) -> pl.Trainer:
     return pl.Trainer(
         default_root_dir=folder,
         max_steps=stage.steps,
@@ -242,6 +204,8 @@ def _trainer(stage: StageSpec, folder: Path, precision: str, callbacks: list[pl.
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[DurableIO()],
+        **spread,
     )
 
 
@@ -317,8 +281,10 @@ def _sound(source: Source, overrides: list[str], more: Sequence[Problem] = ()) -
 
 
 def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Problem]:
+    held = [] if stage.validation is None else stage.validation.data
     attempts: list[Callable[[], Any]] = [lambda: open_sources(stage.data), lambda: micro_batch(stage, 1)]
     attempts.append(lambda: check_available(stage.quantize))
+    attempts.append(lambda: open_sources(held, join("validation", "data")))
     if model is not None:
         attempts.append(lambda: _check_objective(stage, model))
     problems = [] if model is None or stage.cache is None else _cache_problems(stage, place, model)

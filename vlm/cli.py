@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlm.errors import Interrupted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -64,11 +66,22 @@ def plan(
 
 
 @app.command()
-def train(recipe: Recipe, changes: Overrides = None, out: Out = None) -> None:
+def train(
+    recipe: Recipe,
+    changes: Overrides = None,
+    out: Out = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices of each node; all there are if absent.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines that train together.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="How the model is spread: auto, ddp, fsdp.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="cpu, gpu, ...; the fastest there is if absent.")] = None,
+) -> None:
     """Train all stages of a recipe and evaluate its tasks; the same command again continues where it was."""
     with _errors():
-        folder = import_module("vlm.running").run(recipe, changes or [], out=out, console=_console())
-        _console().print(f"Trained: {folder}", soft_wrap=True, markup=False)
+        machine = import_module("vlm.machine").Machine(devices, nodes, strategy, accelerator)
+        running = import_module("vlm.running")
+        folder = running.run(recipe, changes or [], out=out, console=_console(), machine=machine)
+        if running.is_first():
+            _console().print(f"Trained: {folder}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -283,6 +296,9 @@ def _errors() -> Iterator[None]:
             "interrupted; the same command again continues a training or an evaluation where it was"
         )
         raise typer.Exit(130) from error
+    except Interrupted as stop:
+        _console(stderr=True).print(str(stop), soft_wrap=True, markup=False)
+        raise typer.Exit(stop.status) from stop
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ not in _MENDABLE:
             raise
@@ -292,4 +308,13 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-_MENDABLE = {"ConfigError", "WeightsError", "ImageError", "SampleError", "DataError", "TrainingError", "KeysError"}
+_MENDABLE = {
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ImageError",
+    "KeysError",
+    "SampleError",
+    "TrainingError",
+    "WeightsError",
+}

@@ -58,6 +58,22 @@ class ConfigError(ValueError):
         )
 
 
+class Interrupted(RuntimeError):
+    """What ran was asked to stop and did, with its work saved; the same command again goes on.
+
+    Args:
+        message: says so.
+        status: the exit status of a program that ends by it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message, status)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def join(*places: str | int) -> str:
     """`join("model", "encoders", 0)` is `model.encoders.0`; empty pieces are left out."""
     return ".".join(str(place) for place in places if str(place))
@@ -78,3 +94,7 @@ def positive(**numbers: int) -> list[Problem]:
 def unknown(what: str, value: str, allowed: Iterable[str]) -> str:
     """The message for a name nobody knows: names it, the nearest known one, and all known ones."""
     return f"unknown {what} `{value}`;{choices(value, sorted(allowed))}"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message shows the samples it stopped at."""

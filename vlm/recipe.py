@@ -143,6 +143,18 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Data = Annotated[DataSpec, BeforeValidator(lambda node: {"path": node} if isinstance(node, str) else node)]
 
 
+class ValidationSpec(_Strict):
+    """The mean loss of samples and the scores of tasks, taken while a stage trains, without changing it."""
+
+    every: PositiveInt = 500
+    """Optimiser steps between two looks; there is one after the last step too."""
+    data: Annotated[list[Data], BeforeValidator(_as_list)] = []
+    tasks: list[str] = []
+    """Tasks that are asked, each as `TASK` or, with the user's own file, `TASK=PATH`."""
+    limit: PositiveInt = 100
+    """Samples of each source and questions of each task."""
+
+
 class StageSpec(_Strict):
     """Which parts train and how fast, on what, for how long."""
 
@@ -198,8 +210,14 @@ class StageSpec(_Strict):
     """`auto` measures which is fastest on this device."""
     workers: int = Field(default=0, ge=0)
     """Processes that prepare data."""
+    validation: ValidationSpec | None = None
+    """Losses and scores on held-out data during training; none if absent."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints, from which an interrupted run continues."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Write one after so many minutes too, whichever comes first."""
+    checkpoint_keep: PositiveInt = 2
+    """How many are kept: the last ones."""
 
 
 class Recipe(_Strict):
@@ -406,8 +424,10 @@ def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, registry.Registry[Any], d
             yield from _listed(stage.get("objective"), join(place, "objective"), registry.objectives)
             yield from _listed(stage.get("views"), join(place, "views"), registry.views)
             yield from _listed(stage.get("optimiser"), join(place, "optimiser"), registry.optimisers)
-            for source_place, kind, node in _listed(stage.get("data"), join(place, "data"), registry.sources, "path"):
-                yield source_place, kind, {"name": "json", **node}
+            for key, node in (("data", stage), ("validation.data", stage.get("validation"))):
+                data = node.get("data") if isinstance(node, dict) else None
+                for source_place, kind, one in _listed(data, join(place, key), registry.sources, "path"):
+                    yield source_place, kind, {"name": "json", **one}
 
 
 def _listed(

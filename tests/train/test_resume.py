@@ -1,6 +1,7 @@
 """An interrupted run continues where it was: the same losses and weights to the bit as one that was not."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,18 +19,31 @@ from tests.conftest import LLAMA, toy_recipe
 from vlm.data import Source
 from vlm.embedded import Handwriting
 from vlm.errors import ConfigError
+from vlm.model import VLM
+from vlm.sample import Batch
+from vlm.train import durable, rng
+from vlm.train.objectives import LanguageModelling, Loss
 from vlm.train.plots import read_metrics
 from vlm.train.run import train
 
 
+class Noisy(LanguageModelling):
+    """A loss that depends on what numpy and Python draw."""
+
+    def forward(self, model: VLM, batch: Batch) -> Loss:
+        loss = super().forward(model, batch)
+        return Loss(loss.total * (1 + 0.1 * float(np.random.rand()) + 0.1 * random.random()), loss.count)
+
+
 def recipe(source: Any = None) -> dict[str, Any]:
-    """Two stages, accumulation, and dropout in the LLM, so that a wrong random state would show."""
+    """Two stages, accumulation, dropout in the LLM and noise on the loss, so that a wrong random state would show."""
     llm = {"tokenizer": "bytes", "config": {**LLAMA, "attention_dropout": 0.2}, "attention": "eager"}
     common = {
         "data": [source or {"name": "handwriting"}],
         "batch_size": 8,
         "micro_batch_size": 4,
         "precision": "32-true",
+        "objective": f"{__name__}:Noisy",
     }
     return {
         **toy_recipe(llm=llm),
@@ -87,21 +102,42 @@ def test_continues_after_an_exception(
     assert_same(train(recipe(source), out=tmp_path / "run"), uninterrupted)
 
 
-def test_continues_after_sigkill(uninterrupted: Path, tmp_path: Path) -> None:
-    file, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    file.write_text(yaml.safe_dump(recipe()))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_continues_after_sigkill(workers: int, uninterrupted: Path, tmp_path: Path) -> None:
+    """At a step of the second stage drawn by chance, wherever in it the process is just then."""
+    found, file, out = recipe(), tmp_path / "recipe.yaml", tmp_path / "run"
+    found["stages"][1]["workers"] = workers
+    file.write_text(yaml.safe_dump(found))
     command = [sys.executable, "-m", "vlm", "train", str(file), "--out", str(out)]
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("stages/02-instruct/checkpoints/*.ckpt")):
+    deadline, log = time.monotonic() + 120, out / "stages/02-instruct/logs/001/metrics.csv"
+    step = random.SystemRandom().randint(0, 7)
+    while not log.exists() or log.read_text().count("\n") < 2 + step:
         assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "model").exists(), "it was killed before the end"
-    assert_same(train(recipe(), out=out), uninterrupted)
+    assert_same(train(found, out=out), uninterrupted)
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Through a file that is read without running code."""
+
+    def draws() -> list[float]:
+        return [float(torch.rand(())), float(np.random.randn()), random.random(), random.gauss(0, 1)]
+
+    draws()  # numpy and Python each keep the second of a pair of normal draws
+    durable.write(rng.state(), tmp_path / "rng")
+    wanted = draws()
+    assert draws() != wanted
+    rng.restore(torch.load(tmp_path / "rng", weights_only=True))
+    assert draws() == wanted
+    with rng.kept():
+        kept = draws()
+    assert draws() == kept
 
 
 def test_finished_run_is_left_alone(uninterrupted: Path) -> None:
