@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from vlm import registry
 from vlm.data import DataError, Source
 from vlm.errors import ConfigError, Problem, join, unknown
-from vlm.recipe import Part, PartSpec, read_yaml
+from vlm.recipe import read_yaml
 from vlm.sample import IMAGE_MARK, Sample, Turn
 from vlm.schema import check_options, validate
+from vlm.spec import Part, PartSpec
 
 from .metrics import metric_named
 from .metrics.scoring import Metric
