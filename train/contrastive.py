@@ -17,7 +17,7 @@ from vlm.layers import FeedForward
 from vlm.model import VLM
 from vlm.sample import Batch
 
-from .gathering import gather, world
+from .gathering import gather
 from .losses import IGNORED
 from .objectives import Loss, Objective
 from .text_towers import TextOptions, text_tower
@@ -50,7 +50,9 @@ class Contrastive(Objective):
     """
 
     whole = True
+    learns_answers = True
     reads_pixels = True
+    figures: tuple[str, ...] = ("accuracy", "scale")
     scale: float
     """What similarities are multiplied with at first."""
     bias: float | None
@@ -97,11 +99,12 @@ class Contrastive(Objective):
         """The loss of unit vectors [n, D] and [n, D] against those of all devices."""
         with torch.no_grad():  # after each step, as open_clip does: within the loss it would stop the gradient for good
             self.log_scale.clamp_(0, LARGEST)
-        mine = torch.arange(len(images), device=images.device) + world()[0] * len(images)
         scale = self.log_scale.exp()
         shift = 0.0 if self.shift is None else self.shift
-        logits = scale * images @ gather(texts).T + shift
-        total = self.terms(logits, lambda: scale * texts @ gather(images).T + shift, mine)
+        all_texts, first = gather(texts)
+        mine = torch.arange(len(images), device=images.device) + first
+        logits = scale * images @ all_texts.T + shift
+        total = self.terms(logits, lambda: scale * texts @ gather(images)[0].T + shift, mine)
         found = (logits.detach().argmax(1) == mine).float().sum()
         figures = {"accuracy": found, "scale": scale.detach() * len(images)}
         if self.shift is not None:
@@ -169,6 +172,7 @@ class SigLip(Contrastive):
 
     scale = 10.0
     bias = -10.0
+    figures = ("accuracy", "scale", "bias")
 
     def terms(self, logits: Tensor, transposed: Any, mine: Tensor) -> Tensor:
         signs = torch.full_like(logits, -1.0).scatter(1, mine[:, None], 1.0)

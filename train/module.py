@@ -91,7 +91,7 @@ class StageModule(pl.LightningModule):
         self._count = 0
         self._images = 0
         self._sum = torch.zeros(())
-        self._figures: dict[str, Tensor] = {}
+        self._figures = self._no_figures()
         self._pieces: list[Piece] = []
         self._left_out: list[Skipped] = []
         self._rng: list[dict[str, Any]] | None = None
@@ -114,6 +114,9 @@ class StageModule(pl.LightningModule):
         with torch.no_grad(), evaluating(self), self.trainer.precision_plugin.forward_context():
             self.objective.begin(self.vlm, self._beginning())
 
+    def _no_figures(self) -> dict[str, Tensor]:
+        return {name: torch.zeros((), dtype=torch.float32) for name in self.objective.figures}
+
     def _beginning(self) -> Beginning:
         trainer: Any = self.trainer
         return Beginning(
@@ -130,7 +133,7 @@ class StageModule(pl.LightningModule):
         self._count += loss.count
         self._sum = self._sum.to(loss.total.device) + loss.total.detach()
         for name, figure in loss.figures.items():
-            self._figures[name] = self._figures.get(name, 0.0) + figure.detach().float()
+            self._figures[name] = self._figures[name].to(figure.device) + figure.detach().float()
         if batch.ids:
             self._pieces.append(Piece.of(batch, loss.total))
         self._left_out = batch.skipped
@@ -161,7 +164,7 @@ class StageModule(pl.LightningModule):
             torch._foreach_div_(gradients, count)
         means = {name: figure / count for name, figure in zip(self._figures, figures, strict=True)}
         self._report({"loss": total / count, **learning_rates_of(optimizer), **means})
-        self._count, self._images, self._sum, self._figures = 0, 0, torch.zeros(()), {}
+        self._count, self._images, self._sum, self._figures = 0, 0, torch.zeros(()), self._no_figures()
 
     def configure_gradient_clipping(
         self,

@@ -29,7 +29,7 @@ class Loss:
     count: int
     """Number of terms, e.g. supervised tokens."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further sums over the same terms by name; their means are logged beside the loss. The same names each time."""
+    """Further sums over the same terms, by the names in `Objective.figures`; their means are logged beside the loss."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,23 @@ class Beginning:
 class Objective(nn.Module, ABC):
     """What a stage minimises. Positional `__init__` parameters are given by the kit: `widths`, one an encoder.
 
+    `learns_answers`: whether it learns from what the assistant says, so that samples without an answer are left out;
+    `reads_pixels`: whether it needs the pixels themselves, so that features on disk are of no use to it.
+
     Parameters of its own train under the key `objective` and are thrown away after the stage.
     """
 
-    learns_answers: bool = False
-    """It learns from what the assistant says, so that samples without an answer are left out."""
-    reads_pixels: bool = False
-    """It calls an encoder itself, so that features on disk are of no use to it."""
+    learns_answers = False
+    reads_pixels = False
+
     compares: bool = False
     """It compares two answers to each question: batches need `rejected`."""
     whole: bool = False
     """Its terms belong to the whole batch of a device, which therefore must not be cut into micro-batches."""
     begins: bool = False
     """It has something to do in `begin`."""
+    figures: tuple[str, ...] = ()
+    """Names of the figures that its losses bring, known also where a device has no sample to compute them of."""
 
     def begin(self, model: VLM, start: Beginning) -> None:
         """Called before the first step, with the model as it was when the stage began, also when the stage goes on from

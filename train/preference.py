@@ -24,6 +24,13 @@ from .reference import Reference, folder_of
 PairLoss = Literal["sigmoid", "robust", "hinge", "ipo"]
 
 
+FIGURES: tuple[str, ...] = (
+    *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+    *("logps/chosen", "logps/rejected"),
+)
+"""What is logged of every preference, under TRL's names."""
+
+
 @dataclass
 class Answers:
     """What is to be predicted, over both answers of P pairs: S positions with a label."""
@@ -64,6 +71,7 @@ class Preference(Objective):
 
     compares = True
     learns_answers = True
+    figures: tuple[str, ...] = FIGURES
 
     def forward(self, model: VLM, batch: Batch) -> Loss:
         """The sum of the losses of all pairs.
@@ -122,10 +130,11 @@ class Dpo(Preference):
         length_normalised: gains are per token.
         nll: weight of the chosen answer's own negative log-likelihood per token, added to each pair's loss (RPO, arXiv
             2404.19733; MPO, arXiv 2411.10442).
-        cache: a folder that several runs share for what references make of answers; the stage's own if absent.
+        references: a folder that several runs share for what references make of answers; the stage's own if absent.
     """
 
     begins = True
+    reads_pixels = True  # by which it knows a sample again
 
     def __init__(
         self,
@@ -135,7 +144,7 @@ class Dpo(Preference):
         label_smoothing: float = 0.0,
         length_normalised: bool = False,
         nll: float = 0.0,
-        cache: str | None = None,
+        references: str | None = None,
     ) -> None:
         super().__init__()
         _check(beta, label_smoothing, loss, nll)
@@ -144,12 +153,13 @@ class Dpo(Preference):
         self.label_smoothing = label_smoothing
         self.length_normalised = length_normalised
         self.nll = nll
-        self.cache = cache
+        self.references = references
+        self.figures = (*FIGURES, "nll") if nll else FIGURES
         self._reference: Reference | None = None
 
     def begin(self, model: VLM, start: Beginning) -> None:
         """Find out what the model makes of all answers, unless it is known."""
-        where = Path(self.cache) if self.cache else start.folder / "reference"
+        where = Path(self.references) if self.references else start.folder / "reference"
         reference = Reference(folder_of(where, model))
         if not start.again or not len(reference):
             for batch in start.batches():
@@ -185,6 +195,8 @@ class Orpo(Preference):
     Args:
         beta: weight of the odds ratio (the paper's lambda).
     """
+
+    figures = (*FIGURES, "nll", "log_odds")
 
     def __init__(self, *, beta: float = 0.1) -> None:
         super().__init__()
@@ -278,15 +290,10 @@ def _difference(both: Tensor) -> Tensor:
 
 
 def _figures(rewards: Tensor, sums: Tensor) -> dict[str, Tensor]:
-    """[P] each, under TRL's names."""
-    return {
-        "rewards/chosen": rewards[0],
-        "rewards/rejected": rewards[1],
-        "rewards/margins": _difference(rewards),
-        "rewards/accuracies": (rewards[0] > rewards[1]).float(),
-        "logps/chosen": sums[0],
-        "logps/rejected": sums[1],
-    }
+    """[P] each."""
+    margins = _difference(rewards)
+    found = (rewards[0], rewards[1], margins, (rewards[0] > rewards[1]).float(), sums[0], sums[1])
+    return dict(zip(FIGURES, found, strict=True))
 
 
 def _check(beta: float, label_smoothing: float, loss: PairLoss, nll: float) -> None:

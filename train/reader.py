@@ -126,7 +126,8 @@ class Reader:
 
     def _example(self, sample: Sample) -> Example:
         example = self.processor.encode(sample, self._look)
-        self._check(sample, example.input_ids, example.labels)
+        for one in (example, example.rejected or example):
+            self._check(sample, one.input_ids, one.labels)
         return example
 
     def _look(self, image: ImageLike, images: int) -> Look:
@@ -155,7 +156,7 @@ def shortened(sample: Sample) -> Sample | None:
     """The sample without its last answer and what belongs to it; images that are shown there go as a whole. None where
     nothing would be left to learn."""
     spoken = [number for number, turn in enumerate(sample.turns) if turn.role == "assistant"]
-    if len(spoken) < 2 or sample.rejected is not None:
+    if len(spoken) < 2 or sample.rejected is not None:  # the last turn is what a preference is about
         return None
     turns = sample.turns[: spoken[-2] + 1]
     marks = [sum(turn.text.count(IMAGE_MARK) for turn in part) for part in (sample.turns, turns)]

@@ -306,7 +306,7 @@ def _cache_problems(stage: StageSpec, place: str, model: VLM) -> list[Problem]:
     if trained:
         return [Problem(join(place, "cache"), f"the encoders must be frozen, and `train` names {trained[0]}")]
     if objective.reads_pixels:
-        return [Problem(join(place, "cache"), f"{stage.objective.name} calls the encoders itself")]
+        return [Problem(join(place, "cache"), f"{stage.objective.name} needs the pixels themselves")]
     return []
 
 
@@ -317,10 +317,6 @@ def _check_objective(stage: StageSpec, model: VLM) -> None:
     """
     with planning():
         objective = construct(registry.objectives, stage.objective, facts(model))
-    if objective.compares and stage.pack:
-        raise ConfigError(
-            Problem("pack", f"`{stage.pack}`, but {stage.objective.name} has two answers a sample: leave it out")
-        )
     if objective.whole and stage.micro_batch_size not in (None, stage.batch_size):
         name = stage.objective.name
         message = f"`{stage.micro_batch_size}`, but {name} compares all samples of the batch: leave it out"

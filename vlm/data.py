@@ -4,7 +4,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -265,12 +265,14 @@ def _answers(row: dict[str, Any]) -> list[str]:
     return [_text(answer, "answer") for answer in answers]
 
 
-def _pair(row: dict[str, Any], turns: Sequence[Turn]) -> tuple[str | None, str | None]:
+def _pair(row: dict[str, Any], turns: list[Turn]) -> tuple[str | None, str | None]:
     """The better and the worse answer to the last of `turns`; None where the row compares none."""
     if not any(key in row for key in _PAIR):
         return None, None
     if turns[-1].role == "assistant":
         raise ValueError("`chosen` and `rejected` answer the last turn, but here it is the assistant's already")
+    if missing := [key for key in _PAIR if key not in row]:
+        raise ValueError(f"`{missing[0]}` is missing: a preference has both")
     chosen, rejected = (_text(row[key], f"`{key}`") for key in _PAIR)
     if chosen == rejected:
         raise ValueError("`chosen` and `rejected` are the same text")

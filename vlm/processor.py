@@ -161,12 +161,8 @@ class Processor:
         look = look or self.look
         with _named(sample):
             looks = [look(image, len(sample.images)) for image in sample.images]
-        if sample.rejected is None:
-            return self._example(sample, looks)
-        if not sample.turns or sample.turns[-1].role != "assistant":
-            raise SampleError(f"sample {sample.id or '(no id)'}: it has a rejected answer and no other")
-        worse = replace(sample, turns=[*sample.turns[:-1], Turn("assistant", sample.rejected)])
-        return replace(self._example(sample, looks), rejected=self._example(worse, looks))
+        example = self._example(sample, looks)
+        return example if sample.rejected is None else replace(example, rejected=self._example(_worse(sample), looks))
 
     def _example(self, sample: Sample, looks: list[Look]) -> Example:
         text = self._text(sample, [one.plan for one in looks])
@@ -190,7 +186,10 @@ class Processor:
         """
         with _named(sample):
             plans = [self.plan(*_size(image), images=len(sample.images)) for image in sample.images]
-        return self._text(sample, plans), plans
+        text = self._text(sample, plans)
+        if sample.rejected is not None:  # the longer one of both answers counts
+            text = max(text, self._text(_worse(sample), plans), key=lambda one: len(one.input_ids))
+        return text, plans
 
     def _text(self, sample: Sample, plans: Sequence[ImagePlan]) -> Encoded:
         with _named(sample):
@@ -228,6 +227,17 @@ def _named(sample: Sample) -> Iterator[None]:
 def _size(image: ImageLike) -> Size:
     opened = isinstance(image, Image.Image)
     return (image.height, image.width) if opened else image_size(image)  # type: ignore[union-attr, arg-type]
+
+
+def _worse(sample: Sample) -> Sample:
+    """The sample with the answer that was rejected.
+
+    Raises:
+        SampleError: there is no other that it would be worse than.
+    """
+    if sample.rejected is None or not sample.turns or sample.turns[-1].role != "assistant":
+        raise SampleError(f"sample {sample.id or '(no id)'}: it has a rejected answer and no other")
+    return replace(sample, turns=[*sample.turns[:-1], Turn("assistant", sample.rejected)])
 
 
 def _asked(sample: Sample) -> str:

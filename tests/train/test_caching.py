@@ -172,7 +172,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slots = {"name": "read_slots", "fields": {"x": [1, 2]}}
     spec = recipe(tmp_path, cache=True)
     spec["stages"][0] |= {"objective": slots, "train": {"objective": 1e-3}}
-    with pytest.raises(ConfigError, match=r"stages\.0\.cache: read_slots calls the encoders itself"):
+    with pytest.raises(ConfigError, match=r"stages\.0\.cache: read_slots needs the pixels themselves"):
         train(spec, out=tmp_path / "run")
     monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     monkeypatch.setattr(caching, "VIEWS", 2)

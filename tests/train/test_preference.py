@@ -324,8 +324,8 @@ def test_rows_in_rlaif_vs_columns_and_with_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "?", "chosen": "a"}, "'rejected' is missing"),
-        ({"question": "?", "rejected": "a"}, "'chosen' is missing"),
+        ({"question": "?", "chosen": "a"}, "`rejected` is missing"),
+        ({"question": "?", "rejected": "a"}, "`chosen` is missing"),
         ({"question": "?", "chosen": "a", "rejected": "a"}, "the same text"),
         ({"question": "?", "answer": "b", "chosen": "a", "rejected": "c"}, "already"),
         ({"question": "?", "chosen": "a", "rejectd": "c"}, "did you mean `rejected`"),
@@ -377,6 +377,29 @@ def test_the_reference_is_in_the_stages_precision(precision: str, tmp_path: Path
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("stage", [{"pack": 256, "batch_size": 2, "micro_batch_size": 1}, {"group_by_length": True}])
+def test_packed_and_grouped_pairs_begin_at_their_reference(stage: dict[str, Any], tmp_path: Path) -> None:
+    """The reference reads each pair by itself, the stage in other rows."""
+    found = figures(train(recipe(rows(tmp_path), {"name": "dpo", "beta": 0.5}, steps=3, **stage), out=tmp_path / "run"))
+    assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert found[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert found[2]["rewards/margins"] > 0.01
+
+
+def test_a_pair_that_is_too_long_is_left_out_whole(tmp_path: Path) -> None:
+    path = rows(tmp_path)
+    long = {"image": "1.png", "conversations": [{"from": "human", "value": "<image>?"}], "chosen": "Yes"}
+    with path.open("a") as file:
+        file.write(json.dumps({**long, "rejected": "No! " * 200}) + "\n")
+        file.write(json.dumps({"question": "No pair?", "answer": "No"}) + "\n")
+    options = {"too_long": "shorten", "pack": 256, "most_skipped": 0.9, "batch_size": 1, "micro_batch_size": 1}
+    with pytest.raises(ConfigError, match="a sample has no rejected answer"):
+        train(recipe(path, {"name": "dpo"}, most_skipped=0.9), out=tmp_path / "run")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    folder = train(recipe(path, {"name": "dpo"}, **options), out=tmp_path / "other")
+    assert "too long" in (folder / "stages/01-prefer/skipped.jsonl").read_text()
+
+
 class PowerCut(RuntimeError):
     pass
 
@@ -420,7 +443,7 @@ def test_a_shared_cache_is_used_again_and_not_by_other_weights(tmp_path: Path, m
         preference, "answer_log_probabilities", lambda model, batch: (calls.append(batch), plain(model, batch))[1]
     )
     path = rows(tmp_path)
-    objective = {"name": "dpo", "cache": str(tmp_path / "cache")}
+    objective = {"name": "dpo", "references": str(tmp_path / "cache")}
     train(recipe(path, objective, steps=2), out=tmp_path / "one")
     assert len(calls) == 3
     train(recipe(path, {**objective, "beta": 0.3}, steps=2), out=tmp_path / "two")
@@ -436,7 +459,7 @@ def test_data_that_changes_while_a_stage_runs_is_refused(tmp_path: Path, monkeyp
     path = rows(tmp_path)
     spec = recipe(path, {"name": "dpo"})
     finish = runs._finish
-    monkeypatch.setattr(runs, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut()))
+    monkeypatch.setattr(runs, "_finish", lambda *_, **__: (_ for _ in ()).throw(PowerCut()))
     with pytest.raises(PowerCut):
         train({**spec, "stages": [{**spec["stages"][0], "steps": 6, "checkpoint_every": 4}]}, out=tmp_path / "run")
     monkeypatch.setattr(runs, "_finish", finish)
