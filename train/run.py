@@ -47,6 +47,7 @@ from .plots import join_logs, plot_stage, read_metrics
 from .preemption import Preemption
 from .progress import StageBar, quiet
 from .reader import Reader
+from .recompute import chosen, recomputed
 from .stage_data import StageData, feature_store
 from .validation import Ask, Validation
 
@@ -160,7 +161,7 @@ def train_stage(
     preemption = Preemption()
     checkpoints = Checkpoints.of(stage, folder / "checkpoints", preemption)
     bar = StageBar(stage.name, stage.steps, batch_size=stage.batch_size, console=console)
-    with lowered(model, stage.quantize), quiet():
+    with lowered(model, stage.quantize), recomputed(model, stage.gradient_checkpointing), quiet():
         callbacks = [bar, preemption, *_validations(stage, folder, ask), checkpoints]
         trainer = _trainer(stage, folder, settings["precision"], callbacks, **strategies.options(machine))
         strategies.prepare(trainer)
@@ -287,6 +288,7 @@ def _stage_problems(stage: StageSpec, place: str, model: VLM | None) -> list[Pro
     attempts.append(lambda: open_sources(held, join("validation", "data")))
     if model is not None:
         attempts.append(lambda: _check_objective(stage, model))
+        attempts.append(lambda: _check_recomputed(stage, model))
     problems = [] if model is None or stage.cache is None else _cache_problems(stage, place, model)
     for attempt in attempts:
         try:
@@ -308,6 +310,17 @@ def _cache_problems(stage: StageSpec, place: str, model: VLM) -> list[Problem]:
     if objective.reads_pixels:
         return [Problem(join(place, "cache"), f"{stage.objective.name} needs the pixels themselves")]
     return []
+
+
+def _check_recomputed(stage: StageSpec, model: VLM) -> None:
+    """
+    Raises:
+        ConfigError: parts that are not there or have no blocks.
+    """
+    try:
+        chosen(model, stage.gradient_checkpointing)
+    except ConfigError as error:
+        raise error.under("gradient_checkpointing") from error
 
 
 def _check_objective(stage: StageSpec, model: VLM) -> None:

@@ -63,6 +63,10 @@ class ValidationSpec(Strict):
     """Samples of each source and questions of each task."""
 
 
+def _recomputed(node: Any) -> Any:
+    return ["encoders", "llm"] if node is True else [] if node is False else as_list(node)
+
+
 class StageSpec(Strict):
     """Which parts train and how fast, on what, for how long."""
 
@@ -116,6 +120,9 @@ class StageSpec(Strict):
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
     """`auto` measures which is fastest on this device."""
+    gradient_checkpointing: Annotated[list[str], BeforeValidator(_recomputed)] = []
+    """Parts whose blocks keep their inputs alone and are computed a second time in the backward pass: `llm`,
+    `encoders`, ...; `true` is both of these."""
     workers: int = Field(default=0, ge=0)
     """Processes that prepare data."""
     validation: ValidationSpec | None = None
