@@ -220,6 +220,27 @@ def compare(
 
 
 @app.command()
+def doctor(
+    model: Model,
+    data: Annotated[
+        str, typer.Option(help="Samples with answers: a .json or .jsonl file, or a data source.")
+    ] = "words",
+    samples: Annotated[int, typer.Option(min=2, help="How many of them.")] = 6,
+    device: Device = None,
+) -> None:
+    """Prove on this model and data: batch = single, packed = unpacked, cached = uncached, reload = original."""
+    with _errors():
+        doctors, spec = import_module("vlm.train.doctor"), import_module("vlm.stagespec").DataSpec
+        named = {"name": data} if data in import_module("vlm.registry").sources else {"path": data}
+        (source,) = import_module("vlm.train.mixture").open_sources([spec(**named)])
+        loaded = import_module("vlm.loading").load(model, device or "cpu")
+        found = list(doctors.examine(loaded, source, samples=samples))
+        _console().print(doctors.table(found))
+    if not all(one.fine for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     connector: Annotated[str, typer.Option(help="Another connector, by one word.")] = "mlp",
     out: Out = None,
