@@ -336,6 +336,7 @@ _MENDABLE = {
     "ImageError",
     "KeysError",
     "SampleError",
+    "TooManySkipped",
     "TrainingError",
     "WeightsError",
 }
