@@ -149,20 +149,22 @@ def one(given: argparse.Namespace) -> int:
     torch.set_num_threads(given.threads)
     warm = {**spec, "stages": [{**spec["stages"][0], "steps": 1}]}
     side = ours if given.side == "kit" else theirs
-    side(warm, folder / "warm")  # what is loaded once counts for neither
+    if not given.cold:
+        side(warm, folder / "warm")  # what is loaded once counts for neither
     found = side(spec, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(given.out).write_text(json.dumps({**found, "peak": peak}))
     return 0
 
 
-def measured(side: str, spec: dict[str, Any], threads: int, keep: Path | None = None) -> dict[str, Any]:
+def measured(side: str, spec: dict[str, Any], threads: int, *, cold: bool = False) -> dict[str, Any]:
     """`one` in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "spec.json").write_text(json.dumps(spec))
         command = [sys.executable, __file__, "--side", side, "--spec", str(folder / "spec.json")]
-        command += ["--folder", str(keep or folder), "--out", str(folder / "out.json"), "--threads", str(threads)]
+        command += ["--folder", str(folder), "--out", str(folder / "out.json"), "--threads", str(threads)]
+        command += ["--cold"] if cold else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
@@ -186,8 +188,8 @@ def compare(mode: str, given: argparse.Namespace) -> bool:
         counts = {"kit": packed_samples(kit) if mode == "mixed" else plain, "transformers": plain}
         sides: dict[str, list[dict[str, Any]]] = {"kit": [], "transformers": []}
         for _ in range(1 if mode == "memory" else given.repeats):
-            sides["transformers"].append(measured("transformers", spec, given.threads))
-            sides["kit"].append(measured("kit", kit, given.threads))
+            for side, one in (("transformers", spec), ("kit", kit)):
+                sides[side].append(measured(side, one, given.threads, cold=mode == "memory"))
     losses = {side: found[0]["losses"] for side, found in sides.items()}
     if mode == "memory":
         peaks = {side: found[0]["peak"] / 2**30 for side, found in sides.items()}
@@ -245,6 +247,7 @@ def main() -> int:
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     for name in ("--side", "--spec", "--folder", "--out"):
         options.add_argument(name, help=argparse.SUPPRESS)
+    options.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.side:
         return one(given)
