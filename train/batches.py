@@ -136,6 +136,8 @@ class Batches(Sampler[list[Row]]):
             rows = positions // self.stage.pack if self.stage.pack else len(extents)
             if rows >= STEPS * self.stage.batch_size:
                 return extents, after
+            if not extents and after - position.first > 100 * WINDOW:
+                raise ConfigError(Problem("data", f"none of {after - position.first:,} samples can be used"))
             numbers, after = tuple(range(after, after + WINDOW)), after + WINDOW
 
     def _rows(self, extents: dict[int, Extent]) -> list[Row]:

@@ -165,7 +165,8 @@ def train_stage(
         callbacks = [bar, preemption, *_validations(stage, folder, ask), checkpoints]
         trainer = _trainer(stage, folder, settings["precision"], callbacks, **strategies.options(machine))
         strategies.prepare(trainer)
-        data = StageData(stage, model, seed=run.recipe.seed + number, answers=objective.learns_answers, folder=folder)
+        place: dict[str, Any] = {"folder": folder, "rank": trainer.global_rank, "world": trainer.world_size}
+        data = StageData(stage, model, seed=run.recipe.seed + number, answers=objective.learns_answers, **place)
         if stage.cache is not None:
             data.reader.store = feature_store(stage.cache, model, run.folder, precision=settings["precision"])
             trainer.callbacks.append(data.filling(data.reader.store, console))  # type: ignore[attr-defined]

@@ -39,9 +39,13 @@ class StageData(pl.LightningDataModule):
         seed: of their order.
         answers: whether samples without an answer are left out.
         folder: of the stage.
+        rank: of this process.
+        world: the number of processes.
     """
 
-    def __init__(self, stage: StageSpec, model: VLM, *, seed: int, answers: bool, folder: Path) -> None:
+    def __init__(
+        self, stage: StageSpec, model: VLM, *, seed: int, answers: bool, folder: Path, rank: int = 0, world: int = 1
+    ) -> None:
         super().__init__()
         self.stage, self.seed = stage, seed
         self.reader = Reader(
@@ -51,7 +55,9 @@ class StageData(pl.LightningDataModule):
             too_long=stage.too_long,
             answers=answers,
         )
-        self.skips = Skips(folder / "skipped.jsonl", most=stage.most_skipped)
+        file = folder / (f"skipped-{rank}.jsonl" if rank else "skipped.jsonl")
+        measured = stage.pack or stage.group_by_length  # by every process, all samples
+        self.skips = Skips(file, most=stage.most_skipped, part=1.0 if measured else 1 / world)
         self._work = work_of(model, cached=stage.cache is not None)
         self._position = Position()
         self._batches: Batches

@@ -193,12 +193,12 @@ def test_too_many_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_skips_are_counted_once(tmp_path: Path) -> None:
-    skips = Skips(tmp_path / "s.jsonl", most=0.5)
+    skips = Skips(tmp_path / "skipped.jsonl", most=0.5)
     skips([Skipped(3, "a", "too long", "why"), Skipped(3, "a", "too long", "why")])
     skips([Skipped(3, "a", "too long", "why")])
     skips([])
     assert skips.counts == {"too long": 1}
-    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 1
 
 
 def talk(*texts: str, images: int = 0) -> Sample:
@@ -295,3 +295,23 @@ def test_work_is_what_the_matrices_do() -> None:
         masked = 2 * 32 * 4 * extent.positions**2  # torch counts what the causal mask leaves out as well
         assert 2 * work(extent) == pytest.approx(counter.get_total_flops() - masked, rel=0.15)
     assert work_of(model, cached=True)(short) < work(short)
+
+
+def test_each_of_several_processes_keeps_what_it_left_out(tmp_path: Path) -> None:
+    """A share of the samples each sees, and a file of its own; together they are counted once."""
+    skips = [Skips(tmp_path / name, most=0.3, part=0.5) for name in ("skipped.jsonl", "skipped-1.jsonl")]
+    for rank, one in enumerate(skips):
+        one([Skipped(number, "", "too long", "") for number in range(rank, 80, 2)][:14])
+    skips[1]([Skipped(0, "", "too long", "")])
+    assert skips[0].counts == {"too long": 28}
+    with pytest.raises(TooManySkipped, match=r"of 1\d\d samples cannot be used"):
+        skips[0]([Skipped(number, "", "too long", "") for number in range(28, 240, 2)])
+
+
+def test_samples_of_which_none_can_be_used_end_the_search(
+    monkeypatch: pytest.MonkeyPatch, processor: Processor
+) -> None:
+    monkeypatch.setattr("vlm.train.batches.WINDOW", 4)
+    spec = stage("x", data={"name": "tests.train.test_batches:Broken"}, pack=8, most_skipped=1.0)
+    with pytest.raises(ConfigError, match=r"none of \d+ samples can be used"):
+        next(Batches(spec, reader_of(spec, processor)).steps())
